@@ -1,0 +1,123 @@
+"""Which backend serves an operation: the CUDA library, Triton, or the plain PyTorch reference, and why.
+
+A backend is a subpackage ``cramkernels.<backend>`` with one module per family, in which operation ``op`` is a pair of
+functions ``<op>_forward`` and ``<op>_backward``. A backend that lacks a family's module does not serve that family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+FAMILIES = {
+    "attention": "attention",
+    "rotary": "attention",
+    "layer_norm": "normalization",
+    "add_layer_norm": "normalization",
+    "layer_norm_gelu": "normalization",
+    "gelu_layer_norm": "normalization",
+    "geglu": "activation",
+    "mlm_loss": "mlm_loss",
+}
+OPERATIONS = tuple(FAMILIES)
+BACKENDS = ("cuda", "triton", "reference")
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
+
+
+class BackendChoice(NamedTuple):
+    """The backend that serves an operation, and the reason in words."""
+
+    backend: str
+    reason: str
+
+
+def backend_for(op: str, *, dtype: torch.dtype, device: torch.device | str) -> BackendChoice:
+    """The backend that would serve ``op`` for tensors of this dtype and device, and why.
+
+    Raises:
+        ValueError: unknown operation, a dtype that the device does not have, or a backend forced by
+            :func:`use_backend` that cannot serve this.
+    """
+    if op not in FAMILIES:
+        raise ValueError(f"op: got {op!r}, want one of: {', '.join(OPERATIONS)}")
+    if dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype: got {dtype}, want one of: {', '.join(map(str, FLOAT_DTYPES))}")
+    device = torch.device(device)
+    _check_bf16(dtype, device)
+    forced = _forced.get()
+    if forced is not None:
+        obstacle = _obstacle(forced, op, dtype, device)
+        if obstacle:
+            raise ValueError(f"use_backend({forced!r}): cannot serve {op} here: {obstacle}")
+        return BackendChoice(forced, "chosen by use_backend")
+    passed_over = []
+    for backend in BACKENDS:
+        obstacle = _obstacle(backend, op, dtype, device)
+        if not obstacle:
+            return BackendChoice(backend, "; ".join(passed_over) or f"the first choice on {device.type}")
+        passed_over.append(f"not {backend}: {obstacle}")
+    raise AssertionError("unreachable: the reference serves everything")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within this context every operation runs on the named backend, or raises ValueError where it cannot."""
+    if name not in BACKENDS:
+        raise ValueError(f"name: got {name!r}, want one of: {', '.join(BACKENDS)}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def implementation(op: str, direction: str, x: torch.Tensor) -> Callable:
+    """The function that runs ``op`` in ``direction`` ("forward" or "backward") for tensors like ``x``."""
+    if x.device.type == "cpu" and _forced.get() is None:  # the fast path of every eager call on a CPU
+        backend = "reference"
+    else:
+        backend = backend_for(op, dtype=x.dtype, device=x.device).backend
+    return _function(backend, op, direction)
+
+
+@cache
+def _function(backend: str, op: str, direction: str) -> Callable:
+    module = importlib.import_module(f"cramkernels.{backend}.{FAMILIES[op]}")
+    return getattr(module, f"{op}_{direction}")
+
+
+@cache
+def _has_module(backend: str, family: str) -> bool:
+    if importlib.util.find_spec(f"cramkernels.{backend}") is None:
+        return False
+    return importlib.util.find_spec(f"cramkernels.{backend}.{family}") is not None
+
+
+def _obstacle(backend: str, op: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why this backend cannot serve, or None."""
+    if backend == "reference":
+        return None
+    if device.type != "cuda":
+        return f"{device.type} tensors"
+    if dtype == torch.float64:
+        return "float64"
+    if not _has_module(backend, FAMILIES[op]):
+        return f"this version has no {backend} kernel for it"
+    return importlib.import_module(f"cramkernels.{backend}").obstacle(op, dtype, device)
+
+
+def _check_bf16(dtype: torch.dtype, device: torch.device) -> None:
+    if dtype != torch.bfloat16 or device.type != "cuda" or not torch.cuda.is_available():
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f"dtype: got bfloat16, but sm_{major}{minor} has none; use float16 or float32")

@@ -1,0 +1,91 @@
+"""One way to make a differentiable operation out of a forward and a backward function.
+
+Eager calls go through a plain ``autograd.Function`` (a few microseconds); under ``torch.compile`` and for anything
+that inspects the dispatcher the same pair is registered as ``cramkernels::<name>`` and ``cramkernels::<name>_backward``
+with fake implementations. Forward and backward take and return plain tensors; a missing gradient is an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def make_operator(
+    name: str,
+    *,
+    forward: Callable[..., Any],
+    forward_fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    backward_fake: Callable[..., Any],
+    save: Callable[[Any, tuple, Any], None],
+    gradients: Callable[..., tuple],
+) -> Callable[..., Any]:
+    """Build the callable of one operation.
+
+    Args:
+        forward, backward: typed functions; their annotations become the operators' schemas.
+        forward_fake, backward_fake: the same signatures on fake tensors.
+        save: ``save(ctx, inputs, outputs)`` keeps what the backward needs.
+        gradients: ``gradients(ctx, call_backward, *grad_outputs)`` returns one gradient (or None) per forward input.
+    """
+    forward_op = torch.library.custom_op(f"cramkernels::{name}", forward, mutates_args=())
+    forward_op.register_fake(forward_fake)
+    backward_op = torch.library.custom_op(f"cramkernels::{name}_backward", backward, mutates_args=())
+    backward_op.register_fake(backward_fake)
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        save(ctx, inputs, output)
+
+    def operator_backward(ctx: Any, *grads: Any) -> tuple:
+        return gradients(ctx, backward_op, *grads)
+
+    forward_op.register_autograd(operator_backward, setup_context=setup_context)
+
+    class EagerFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            with _without_autocast(inputs[0].device.type):
+                outputs = forward(*inputs)
+            setup_context(ctx, inputs, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple:
+            device_type = next(grad.device.type for grad in grads if grad is not None)
+            with _without_autocast(device_type):
+                return gradients(ctx, backward, *grads)
+
+    EagerFunction.__name__ = EagerFunction.__qualname__ = f"{name}_eager"
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return forward_op(*inputs)
+        return EagerFunction.apply(*inputs)
+
+    return call
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    """An operation fixes its own formats: autocast must not reach inside."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def autocast_cast(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in the autocast dtype where autocast is on for its device: for operations that multiply matrices."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
+
+
+def optional(x: torch.Tensor) -> torch.Tensor | None:
+    """Operators return tensors only: an empty one stands for a gradient that nobody asked for."""
+    return x if x.numel() else None

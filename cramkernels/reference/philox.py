@@ -1,0 +1,67 @@
+"""Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in 64-bit integer tensors.
+
+Every backend draws dropout masks from these counters, so masks agree bit for bit:
+
+* key      = (low, high) 32 bits of the seed;
+* counter  = (column // 4, row, head, stream); word ``column % 4`` of the result belongs to ``column``;
+* attention: row and column are the packed indices of query and key token, stream 0;
+* add_layer_norm: row is the packed token, column the feature, head 0, stream 1;
+* an element is kept iff its word >= floor(p * 2**32), and scaled by 1 / (1 - p).
+"""
+
+from __future__ import annotations
+
+import torch
+
+ATTENTION_STREAM, ELEMENTWISE_STREAM = 0, 1
+_MASK = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_ROUNDS = 10
+
+Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
+    """Ten rounds. Counters and keys are int64 tensors that hold unsigned 32-bit words, and broadcast."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap, and wrapping keeps all 64 bits of the unsigned 32 x 32 product
+        product0, product1 = c0 * _M0, c2 * _M1
+        high0, high1 = (product0 >> 32) & _MASK, (product1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & _MASK, high0 ^ c3 ^ k1, product0 & _MASK
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(seed: torch.Tensor, head: torch.Tensor, row: torch.Tensor, block: torch.Tensor, stream: int):
+    """The four words of each (head, row, block of four columns), stacked in a last dimension of size 4."""
+    key = (seed & _MASK, (seed >> 32) & _MASK)
+    return torch.stack(torch.broadcast_tensors(*philox((block, row, head, torch.full_like(block, stream)), key)), -1)
+
+
+def keep_threshold(dropout_p: float) -> int:
+    """Words below this are dropped."""
+    return int(dropout_p * 2**32)
+
+
+def elementwise_keep(seed: torch.Tensor, rows: int, columns: int, dropout_p: float) -> torch.Tensor:
+    """Mask of kept elements, bool [rows, columns]."""
+    row = torch.arange(rows, device=seed.device).unsqueeze(1)
+    block = torch.arange((columns + 3) // 4, device=seed.device).unsqueeze(0)
+    words = random_words(seed, torch.zeros_like(block), row, block, ELEMENTWISE_STREAM)
+    return words.flatten(1)[:, :columns] >= keep_threshold(dropout_p)
+
+
+def attention_keep(seed: torch.Tensor, starts_B: torch.Tensor, heads: int, length: int, dropout_p: float):
+    """Mask of kept probabilities, bool [B, H, S, S], of sequences that begin at packed rows ``starts_B``."""
+    device = seed.device
+    start = starts_B.to(torch.int64).view(-1, 1, 1, 1)
+    head = torch.arange(heads, device=device).view(1, -1, 1, 1)
+    query = start + torch.arange(length, device=device).view(1, 1, -1, 1)
+    # the blocks of four columns that cover [start, start + S): at most one more than S / 4 rounded up
+    block = start // 4 + torch.arange((length + 3) // 4 + 1, device=device).view(1, 1, 1, -1)
+    words = random_words(seed, head, query, block, ATTENTION_STREAM).flatten(3)
+    column = (start % 4) + torch.arange(length, device=device).view(1, 1, 1, -1)
+    return words.gather(3, column.expand(*words.shape[:3], length)) >= keep_threshold(dropout_p)

@@ -1,0 +1,174 @@
+"""One optimizer step: micro-batches through masking, model and loss, then clipping and AdamW.
+
+The trainer knows nothing of clocks, files or logs. What a step does is a function of its plan, of the weights and
+optimizer state, and of the number of rows consumed before it; so a checkpoint at a step's end is all there is to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cramming_train.distributed import World
+from cramming_train.loader import RowStream, to_device
+from cramming_train.masking import MaskingCounts, mask_rows, masking_counts
+from cramming_train.model import MaskedLM, sequence_boundaries
+from cramming_train.optim.optimizer import build_optimizer, set_learning_rate
+from cramming_train.optim.schedules import batch_size_at, learning_rate_factor, masking_rate_at
+from cramming_train.precision import Precision
+from cramming_train.recipes import Training
+from cramming_train.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What the schedules ask of one optimizer step."""
+
+    learning_rate: float
+    masking_rate: float
+    masking: MaskingCounts
+    micro_rows: int  # rows of one micro-batch in one process
+    micro_batches: int  # per process
+
+    def rows(self, world: World) -> int:
+        """Rows of the whole step over all processes."""
+        return self.micro_rows * self.micro_batches * world.size
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Device scalars of one finished step, not yet read, and what it consumed."""
+
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+    gradient_norm: torch.Tensor
+    rows: int
+
+    def is_finite(self, *, check_gradient: bool) -> bool:
+        """Reads the device. A scaler skips steps with infinite gradients by itself; then only the loss counts."""
+        finite = torch.isfinite(self.loss)
+        if check_gradient:
+            finite = finite & torch.isfinite(self.gradient_norm)
+        return bool(finite)
+
+
+class Trainer:
+    """Model, optimizer and data stream of one run."""
+
+    def __init__(
+        self,
+        model: MaskedLM,
+        stream: RowStream,
+        training: Training,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        world: World,
+    ):
+        self.model = model.train()
+        self.forward: Callable[..., tuple[torch.Tensor, ...]] = model  # a compiled one may take its place
+        self.stream = stream
+        self.training = training
+        self.seed = seed
+        self.device = device
+        self.precision = precision
+        self.world = world
+        self.optimizer = build_optimizer(model, training)
+        self.step = 0
+        self.rows = 0  # rows of the stream consumed by finished steps, over all processes
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in a row."""
+        return self.stream.rows.row_length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens consumed by finished steps."""
+        return self.rows * self.row_length
+
+    def plan(self, fraction: float, tokens_left: int | None = None) -> StepPlan:
+        """The next step's plan at the given fraction of the budget; no more micro-batches than the tokens left need."""
+        t = self.training
+        micro_rows = min(t.micro_batch_size, t.batch_size)
+        rows = batch_size_at(fraction, ceiling=t.batch_size, ramp=t.batch_ramp, micro_batch=micro_rows)
+        micro_batches = max(rows // (micro_rows * self.world.size), 1)
+        if tokens_left is not None:
+            tokens_a_micro_batch = micro_rows * self.row_length * self.world.size
+            micro_batches = min(micro_batches, max(-(-tokens_left // tokens_a_micro_batch), 1))
+        rate = masking_rate_at(fraction, t.masking_rate, t.masking_rate_final)
+        return StepPlan(
+            learning_rate=t.peak_lr * learning_rate_factor(t.schedule, fraction, t.warmup),
+            masking_rate=rate,
+            masking=masking_counts(self.row_length, rate, t.random_share, t.keep_share),
+            micro_rows=micro_rows,
+            micro_batches=micro_batches,
+        )
+
+    def train_step(self, plan: StepPlan, stop: Callable[[], str | None]) -> StepResult | None:
+        """Run one optimizer step.
+
+        Args:
+            plan: from :meth:`plan`.
+            stop: asked between micro-batches: "budget" ends the accumulation and takes the step with the gradient
+                so far; "interrupt" gives the step up, leaving weights and counters as they were.
+
+        Returns:
+            The result, or None where the step was given up.
+        """
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
+        done = 0
+        while done < plan.micro_batches:
+            if done > 0 and (reason := stop()) is not None:
+                if reason == "interrupt":
+                    self.optimizer.zero_grad(set_to_none=True)
+                    return None
+                break
+            micro_loss, micro_correct = self._micro_batch(plan, done)
+            loss += micro_loss
+            correct += micro_correct
+            done += 1
+        gradient_norm = self._update(plan, rescale=plan.micro_batches / done)
+        rows = plan.micro_rows * done * self.world.size
+        predicted = plan.micro_rows * plan.masking.masked * done
+        self.step += 1
+        self.rows += rows
+        metrics = torch.stack([loss / done, correct / predicted])
+        self.world.average([metrics])
+        return StepResult(metrics[0], metrics[1], gradient_norm, rows)
+
+    def micro_batch_inputs(self, plan: StepPlan, number: int) -> tuple[tuple, dict]:
+        """Positional and keyword arguments of the model for micro-batch ``number`` of the next step."""
+        first_row = self.rows + (number * self.world.size + self.world.rank) * plan.micro_rows
+        ids_BS = to_device(self.stream.batch(first_row, plan.micro_rows), self.device)
+        batch = mask_rows(ids_BS, plan.masking, self.model.vocab_size, seed=self.seed, index=first_row)
+        cu_seqlens, max_seqlen = sequence_boundaries(
+            ids_BS, document_attention=self.model.architecture.document_attention
+        )
+        dropout_seed = derive_seed(self.seed, "dropout", first_row) if self.training.dropout else None
+        arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
+        return arguments, {"dropout_seed": dropout_seed}
+
+    def _micro_batch(self, plan: StepPlan, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        arguments, options = self.micro_batch_inputs(plan, number)
+        with self.precision.autocast():
+            result = self.forward(*arguments, **options, grad_scale=self.precision.scale)
+        self.precision.scaled(result.loss / plan.micro_batches).backward()
+        return result.loss.detach(), result.num_correct
+
+    def _update(self, plan: StepPlan, rescale: float) -> torch.Tensor:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        self.world.average(gradients)
+        self.precision.unscale(self.optimizer)
+        if rescale != 1.0:  # the budget ended the accumulation early: the mean is over fewer micro-batches
+            torch._foreach_mul_(gradients, rescale)
+        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
+        set_learning_rate(self.optimizer, plan.learning_rate)
+        self.precision.step(self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        return gradient_norm

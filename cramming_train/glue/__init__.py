@@ -1,0 +1,1 @@
+"""GLUE: fine-tuning a pretrained encoder on each task, and scoring it."""

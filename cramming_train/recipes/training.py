@@ -1,0 +1,78 @@
+"""Training recipes: optimizer, schedule, batch size and masking as functions of the budget used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cramming_train.optim.schedules import SCHEDULES
+from cramming_train.recipes.checks import check_betas, check_choice, check_positive, check_share
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained. Sizes of batches are in rows (sequences); fractions are of the budget."""
+
+    name: str
+    optimizer: str = "adamw"  # "adamw" (decoupled decay) or "adam" (decay added to the gradient)
+    peak_lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-12
+    weight_decay: float = 0.01
+    grad_clip: float | None = None  # global gradient norm; None is off
+    schedule: str = "triangle"
+    warmup: float = 0.0  # fraction of the budget
+    batch_size: int = 8192  # the ramp's ceiling
+    batch_ramp: float = 0.0  # fraction of the budget at which batch_size is reached; 0 is constant
+    micro_batch_size: int = 128
+    masking_rate: float = 0.25  # at the start ...
+    masking_rate_final: float = 0.25  # ... and at the end, linear between
+    random_share: float = 0.1  # of the masked positions, shown as a random token
+    keep_share: float = 0.1  # of the masked positions, shown unchanged
+    dropout: bool = False
+    precision: str = "fp16"  # on a GPU: "fp32", "fp16" (with gradient scaling) or "bf16"; a CPU runs fp32
+    compile: str = "auto"  # "on", "off" or "auto" (on a GPU): torch.compile, checked against eager first
+
+    def __post_init__(self) -> None:
+        check_choice(self, optimizer=("adamw", "adam"), schedule=tuple(SCHEDULES))
+        check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
+        check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
+        check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
+        check_betas(self)
+        if self.weight_decay < 0:
+            raise ValueError(f"training.weight_decay: got {self.weight_decay}, want a number >= 0")
+        if self.grad_clip is not None and not self.grad_clip > 0:
+            raise ValueError(f"training.grad_clip: got {self.grad_clip}, want a positive number or null")
+        if not 0 <= self.batch_ramp <= 1:
+            raise ValueError(f"training.batch_ramp: got {self.batch_ramp}, want a number in [0, 1]")
+        if self.random_share + self.keep_share > 1:
+            raise ValueError("training.random_share + keep_share: more than 1")
+
+
+_BERT_RATE = {"masking_rate": 0.15, "masking_rate_final": 0.15}
+
+TRAININGS = {
+    t.name: t
+    for t in (
+        # arXiv 2212.14034, the final recipe; the others are earlier steps towards it, as in its code
+        Training("bert-o4", schedule="triangle", batch_ramp=0.6, grad_clip=0.5),
+        Training("bert-o4-mini", schedule="triangle", batch_size=32, micro_batch_size=32, grad_clip=0.5),
+        Training(
+            "bert-o3", schedule="triangle", batch_size=4096, batch_ramp=0.5, grad_clip=0.5,
+            masking_rate=0.15625, masking_rate_final=0.15625,
+        ),
+        Training("bert-o2", schedule="one-cycle", batch_size=1536, batch_ramp=0.5, **_BERT_RATE),
+        Training("bert-o1", schedule="cosine", peak_lr=7e-4, batch_size=1536, **_BERT_RATE),
+        # what the original calls train=bert-base
+        Training("bert-base-o", schedule="cosine", peak_lr=5e-4, warmup=1 / 30, batch_size=1536, **_BERT_RATE),
+        # Devlin et al. 2019 under a budget
+        Training(
+            "bert-original", optimizer="adam", peak_lr=1e-4, betas=(0.9, 0.999), eps=1e-8,
+            schedule="polynomial", warmup=0.01, batch_size=512, micro_batch_size=64, dropout=True, **_BERT_RATE,
+        ),
+        # Izsak et al. 2021
+        Training(
+            "bert-izsak", peak_lr=2e-3, eps=1e-6, schedule="linear", warmup=0.06, batch_size=4096,
+            dropout=True, **_BERT_RATE,
+        ),
+    )
+}
