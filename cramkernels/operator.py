@@ -58,7 +58,7 @@ def make_operator(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple:
-            device_type = next(grad.device.type for grad in grads if grad is not None)
+            device_type = next((grad.device.type for grad in grads if grad is not None), "cpu")
             with _without_autocast(device_type):
                 return gradients(ctx, backward, *grads)
 

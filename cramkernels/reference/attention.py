@@ -54,6 +54,9 @@ def attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, si
     layout = _layout(cu_seqlens, tokens, max_seqlen)
     q, k, v = _rotated_heads(widen(qkv), layout, cu_seqlens, cos, sin)
     do = _to_heads(widen(grad).unsqueeze(1), layout)[0]
+    if layout.valid_BS is not None:  # padding queries carry other tokens' gradients: they must not reach keys
+        padding = ~layout.valid_BS.repeat_interleave(heads, dim=0).unsqueeze(-1)
+        do.masked_fill_(padding, 0.0)
     scores = _scores(q, k, layout, window, scale)
     probabilities = torch.softmax(scores, dim=-1, out=scores)
 

@@ -20,7 +20,7 @@ class Classifier(nn.Module):
     The head is drawn as the original's: weights from N(0, ``init_std`` of the architecture), biases 0.
 
     Args:
-        model: a pretrained model; it is copied, not changed. Its own rates are those of the encoder's dropout.
+        model: a pretrained model; it is copied, not changed. Its own dropout rates are the encoder's.
         vocabulary: the ids in use (see :func:`compact_vocabulary`); the classifier takes indices into it.
         outputs: K, the number of classes, or 1 for regression.
         hidden: C.
@@ -28,7 +28,9 @@ class Classifier(nn.Module):
         seed: of the head's weights and of its dropout.
     """
 
-    def __init__(self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int):
+    def __init__(
+        self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int
+    ):
         super().__init__()
         self.body = copy.deepcopy(model)
         width = model.architecture.hidden
@@ -55,13 +57,16 @@ class Classifier(nn.Module):
         return self.output(pooled_BC)
 
     def _drop(self, pooled_BC: torch.Tensor, step: int) -> torch.Tensor:
-        generator = torch.Generator(pooled_BC.device).manual_seed(derive_seed(self.seed, "head dropout", step))
+        generator = torch.Generator(pooled_BC.device).manual_seed(
+            derive_seed(self.seed, "head dropout", step)
+        )
         draws = torch.rand(pooled_BC.shape, device=pooled_BC.device, generator=generator)
         return pooled_BC * ((draws >= self.dropout) / (1 - self.dropout)).to(pooled_BC.dtype)
 
     def _keep_embedding_rows(self, vocabulary: np.ndarray) -> None:
-        embedding = self.body.embedding_weight
-        embedding.data = embedding.data[torch.from_numpy(vocabulary)].clone()
+        tokens = self.body.encoder.embedding.tokens
+        tokens.weight = nn.Parameter(tokens.weight.detach()[torch.from_numpy(vocabulary)])
+        tokens.num_embeddings = len(vocabulary)
 
     def _draw_head(self, std: float) -> None:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "classifier head"))

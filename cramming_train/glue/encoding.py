@@ -84,8 +84,9 @@ def frame(parts: Sequence[np.ndarray], max_length: int) -> np.ndarray:
 def truncated_lengths(lengths: Sequence[int], budget: int) -> list[int]:
     """Lengths of one or two texts that fit ``budget`` tokens together.
 
-    Longest first, token by token: the shorter text stays whole as long as it has no more than its half; of two cut
-    texts, the one that was longer (the second of equals) keeps the odd token. Same as Hugging Face's "longest_first".
+    Longest first, token by token: the shorter text stays whole as long as it has no more than its half; of
+    two cut texts, the one that was longer (the second of equals) keeps the odd token. This is Hugging Face's
+    "longest_first".
     """
     if sum(lengths) <= budget:
         return list(lengths)
@@ -101,16 +102,17 @@ def truncated_lengths(lengths: Sequence[int], budget: int) -> list[int]:
 def compact_vocabulary(splits: Sequence[Encoded]) -> tuple[np.ndarray, list[Encoded]]:
     """Renumber the tokens that occur.
 
-    A task uses a fraction of the vocabulary. Rows of the embedding that no example touches have no gradient and take
-    no part in any result, so leaving them out changes no number, and spares the optimizer most of its work on a small
-    model (of 11 M parameters, 8.4 M are the embedding).
+    A task uses a fraction of the vocabulary. Rows of the embedding that no example touches have no gradient
+    and take no part in any result, so leaving them out changes no number, and spares the optimizer most of
+    its work on a small model (of 11 M parameters, 8.4 M are the embedding).
 
     Returns:
         The ids in use, ascending, int64; and the splits with each id replaced by its index therein.
     """
     used = np.unique(np.concatenate([split.ids for split in splits]))
     renumbered = [
-        Encoded(np.searchsorted(used, split.ids).astype(np.int32), split.offsets, split.labels) for split in splits
+        Encoded(np.searchsorted(used, split.ids).astype(np.int32), split.offsets, split.labels)
+        for split in splits
     ]
     return used.astype(np.int64), renumbered
 
@@ -120,7 +122,9 @@ def pack(split: Encoded, rows: np.ndarray) -> PackedBatch:
     starts, ends = split.offsets[rows], split.offsets[rows + 1]
     cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(ends - starts, out=cu_seqlens[1:])
-    ids = np.concatenate([split.ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+    ids = np.concatenate(
+        [split.ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    )
     return PackedBatch(
         torch.from_numpy(ids.astype(np.int64)),
         torch.from_numpy(cu_seqlens),
@@ -131,7 +135,10 @@ def pack(split: Encoded, rows: np.ndarray) -> PackedBatch:
 
 
 def training_batches(split: Encoded, batch_size: int, seed: int) -> Iterator[PackedBatch]:
-    """One epoch in an order drawn from ``seed``. The last rows that fill no batch are left out, as in the original."""
+    """One epoch in an order drawn from ``seed``.
+
+    The last rows, which fill no batch, are left out, as in the original.
+    """
     order = np.random.default_rng(seed).permutation(len(split))
     for start in range(0, batches_per_epoch(len(split), batch_size) * batch_size, batch_size):
         yield pack(split, order[start : start + batch_size])
@@ -143,7 +150,7 @@ def batches_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def validation_batches(split: Encoded, tokens: int) -> Iterator[tuple[np.ndarray, PackedBatch]]:
-    """(row numbers, batch) over the whole split, rows of like length together, about ``tokens`` tokens a batch."""
+    """(row numbers, batch) over the whole split: rows of like length together, some ``tokens`` a batch."""
     lengths = np.diff(split.offsets)
     order = np.argsort(lengths, kind="stable")
     group = np.cumsum(lengths[order]) // tokens

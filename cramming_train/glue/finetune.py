@@ -43,7 +43,7 @@ class TaskData:
     validation: dict[str, Encoded]
 
     def tokens(self, epochs: int) -> int:
-        """Work of one fine-tuning in token passes: three for a trained token (forward, two backward), one otherwise."""
+        """Work of one fine-tuning in token passes: three for a trained token, one for another."""
         return 3 * epochs * len(self.train.ids) + sum(len(split.ids) for split in self.validation.values())
 
 
@@ -61,8 +61,8 @@ class Outcome:
 def learning_rates(settings: Evaluation, train_rows: int) -> list[float]:
     """The learning rate of every step, from the task's own number of steps.
 
-    As in the original (transformers' schedule with warm-up): step i of w warm-up steps has i / w of the peak, so the
-    first one has none; w is the warm-up share of THIS task's steps, rounded down.
+    As in the original (transformers' schedule with warm-up): step i of w warm-up steps has i / w of the peak,
+    so the first one has none; w is the warm-up share of THIS task's steps, rounded down.
     """
     steps = settings.epochs * batches_per_epoch(train_rows, settings.batch_size)
     warmup_steps = int(settings.warmup * steps)
@@ -148,7 +148,9 @@ def _build_optimizer(classifier: Classifier, settings: Evaluation) -> torch.opti
         {"params": [p for name, p in named if decays(name)], "weight_decay": settings.weight_decay},
         {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True
+    )
 
 
 @torch.no_grad()

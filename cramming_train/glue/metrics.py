@@ -28,7 +28,7 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's correlation in [-1, 1]; 0 where either side is constant, for which it is not defined."""
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
-    return float(pearsonr(predictions, labels).statistic)
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -43,8 +43,8 @@ def score(metric: str, predictions: np.ndarray, labels: np.ndarray) -> tuple[flo
     """The metric, a finite number, and a remark where the predictions are degenerate.
 
     Args:
-        predictions: class numbers (int) or regression values (float), one per example; not finite counts as a score
-            of 0 with a remark, for a fine-tuning that diverged has predicted nothing.
+        predictions: class numbers (int) or regression values (float), one per example. Not finite is a score
+            of 0 with a remark: a fine-tuning that diverged has predicted nothing.
         labels: the same shape.
     """
     if not np.isfinite(predictions).all():

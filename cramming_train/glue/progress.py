@@ -17,7 +17,12 @@ class Progress:
     def __init__(self, total: int):
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, disable=not self._terminal, unit="tok", unit_scale=True, dynamic_ncols=True, leave=False
+            total=total,
+            disable=not self._terminal,
+            unit="tok",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
         )
         self._total = total
         self._done = 0
@@ -31,7 +36,9 @@ class Progress:
             self._bar.update(tokens)
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(f"{where}: {100 * self._done / self._total:.0f} % of all, {self.left()} left", file=sys.stderr)
+            print(
+                f"{where}: {100 * self._done / self._total:.0f} % of all, {self.left()} left", file=sys.stderr
+            )
 
     def left(self) -> str:
         """Estimated time left."""

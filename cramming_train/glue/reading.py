@@ -46,8 +46,8 @@ class Source(Protocol):
 class Folder:
     """Local files ``<folder>/<task>/<split>.tsv`` or ``.tsv.gz``.
 
-    UTF-8, tab-separated, a header row, no quoting (quotation marks are text). Needed are the task's text columns and
-    ``label``; other columns are passed over.
+    UTF-8, tab-separated, a header row, no quoting (quotation marks are text). Needed are the task's text
+    columns and ``label``; other columns are passed over.
 
     Raises:
         UsageError: no such folder, or one with none of the task folders.
@@ -57,7 +57,9 @@ class Folder:
         if not path.is_dir():
             raise UsageError(f"--glue-dir {path}: no such folder")
         if not any((path / task).is_dir() for task in TASKS):
-            raise UsageError(f"--glue-dir {path}: no task folder in it; want files such as {path}/cola/train.tsv.gz")
+            raise UsageError(
+                f"--glue-dir {path}: no task folder in it; want files such as {path}/cola/train.tsv.gz"
+            )
         self.path = path
         self.name = str(path)
 
@@ -71,7 +73,11 @@ class Folder:
 
 
 def read_tsv(path: Path, task: Task) -> Examples:
-    """Read one TSV file of a task. UsageError naming file and line: missing column, short row, bad label, no rows."""
+    """Read one TSV file of a task.
+
+    Raises:
+        UsageError: a missing column, a short row, a bad label, no rows; it names the file and the line.
+    """
     lines = _numbered_lines(path)
     header = next(lines, (0, ""))[1].split("\t")
     missing = [column for column in (*task.columns, "label") if column not in header]

@@ -1,4 +1,4 @@
-"""What an evaluation has found so far: one line per fine-tuning on disk, and the scores that follow from them."""
+"""What an evaluation has found so far: a line per fine-tuning on disk, and the scores that follow."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def fingerprint(settings: Any) -> str:
 
 
 class ResultLines:
-    """glue.jsonl: one line per finished (task, seed), written at once, so that an interrupted evaluation continues.
+    """glue.jsonl: one line per finished (task, seed), written at once, where an evaluation continues.
 
-    Each line carries the fingerprint of the settings it was made with; lines of other settings are passed over and
-    kept. A line cut short by a kill is passed over.
+    Each line carries the fingerprint of the settings it was made with; lines of other settings are passed
+    over and kept. A line cut short by a kill is passed over.
     """
 
     def __init__(self, folder: Path, settings: str):
         self._path = folder / LINES_FILE
         self._settings = settings
-        self._lines = {(line["task"], line["seed"]): line for line in self._read() if line.get("settings") == settings}
+        self._lines = {
+            (line["task"], line["seed"]): line for line in self._read() if line.get("settings") == settings
+        }
 
     def get(self, task: str, seed: int, data: str) -> dict[str, Any] | None:
         """The line of a fine-tuning on the same data, if there is one."""
@@ -67,7 +69,7 @@ class ResultLines:
 
 
 def shortfalls(task: Task, rows: dict[str, int]) -> list[str]:
-    """How the numbers of rows of the splits differ from the official ones, in words; empty where they do not."""
+    """How the numbers of rows differ from the official ones, in words; empty where they do not."""
     return [
         f"{task.name} {split}: {rows[split]} of {official} rows"
         for split, official in task.official.items()
@@ -80,7 +82,7 @@ class Scores:
     """The score table.
 
     Attributes:
-        rows: row name -> metric, median, values (fractions, one per seed), train_rows, validation_rows, complete.
+        rows: row name -> metric, median, values (fractions, by seed), train_rows, validation_rows, complete.
         missing: rows of the headline without a value.
         incomplete: rows whose data are not the official release.
         mean: of the medians of all nine rows; None unless all are there, complete and of all seeds.
@@ -95,7 +97,7 @@ class Scores:
 
 
 def aggregate(lines: Sequence[dict[str, Any]], seeds: int) -> Scores:
-    """Scores from the lines of finished fine-tunings; the same lines give the same scores in any order of work."""
+    """Scores from the lines of finished fine-tunings."""
     scores = Scores()
     for line in lines:
         task = TASKS[line["task"]]

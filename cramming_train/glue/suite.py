@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
 
 from cramming_train.errors import UsageError
@@ -18,31 +16,13 @@ from cramming_train.glue.finetune import Outcome, TaskData, fine_tune
 from cramming_train.glue.progress import Progress
 from cramming_train.glue.reading import Source
 from cramming_train.glue.results import ResultLines, Scores, aggregate, fingerprint, shortfalls, write_scores
+from cramming_train.glue.subject import Subject, TextPipeline
 from cramming_train.glue.tasks import TASKS, TRAIN_SPLIT
-from cramming_train.model import MaskedLM
 from cramming_train.recipes import Evaluation
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is judged.
-
-    Attributes:
-        name: of the run, or "none".
-        model: seed -> the model to fine-tune, on the CPU (the same for every seed where weights are pretrained).
-        identity: plain JSON values that tell its weights and tokenizer from others.
-        clean: the cleaning that the pretraining text went through.
-    """
-
-    name: str
-    model: Callable[[int], MaskedLM]
-    identity: dict[str, Any]
-    tokenizer: tokenizers.Tokenizer
-    clean: Callable[[str], str]
-
-
 def load_tasks(
-    subject: Subject, source: Source, names: Sequence[str], max_length: int, say: Callable[[str], None]
+    text: TextPipeline, source: Source, names: Sequence[str], max_length: int, say: Callable[[str], None]
 ) -> list[TaskData]:
     """Read and encode tasks. What the source lacks is said; UsageError where it has none of the tasks."""
     loaded = []
@@ -54,7 +34,7 @@ def load_tasks(
             if examples is None:
                 say(f"missing: {name} {split} is not in {source.name}")
             else:
-                splits[split] = encode(subject.tokenizer, subject.clean, examples, max_length)
+                splits[split] = encode(text.tokenizer, text.clean, examples, max_length)
         validation = {row: splits[split] for row, split in task.splits.items() if split in splits}
         if TRAIN_SPLIT in splits and validation:
             loaded.append(TaskData(task, splits[TRAIN_SPLIT], validation))
@@ -74,10 +54,10 @@ def run_glue(
     device: torch.device,
     precision: str,
 ) -> Scores:
-    """Fine-tune every task with seeds 0 to ``settings.seeds`` - 1 and write glue.jsonl and glue.json in ``folder``.
+    """Fine-tune every task with seeds 0 to ``settings.seeds`` - 1; glue.jsonl and glue.json go to ``folder``.
 
-    Fine-tunings that the folder already has with the same weights, tokenizer, recipe, precision and data are not
-    repeated; the scores also hold those of other tasks with the same settings.
+    Fine-tunings that the folder already has with the same weights, tokenizer, recipe, precision and data are
+    not repeated; the scores also hold those of other tasks with the same settings.
     """
     seeds = settings.seeds
     recipe = dataclasses.asdict(settings)
@@ -137,9 +117,8 @@ def _line(data: TaskData, seed: int, mark: str, outcome: Outcome) -> dict[str, A
 def _spoken(name: str, seed: int, seeds: int, outcome: Outcome) -> str:
     values = ", ".join(f"{row} {100 * value:.1f}" for row, value in outcome.values.items())
     loss = "not finite" if outcome.train_loss is None else f"{outcome.train_loss:.3f}"
-    return (
-        f"{name} seed {seed + 1}/{seeds}: {values} ({outcome.steps} steps, train loss {loss}, {outcome.seconds:.0f} s)"
-    )
+    effort = f"{outcome.steps} steps, train loss {loss}, {outcome.seconds:.0f} s"
+    return f"{name} seed {seed + 1}/{seeds}: {values} ({effort})"
 
 
 def _row_counts(data: TaskData) -> dict[str, int]:
@@ -154,4 +133,3 @@ def _data_mark(data: TaskData) -> str:
         for array in (split.ids, split.offsets, split.labels):
             digest.update(array.tobytes())
     return digest.hexdigest()
-

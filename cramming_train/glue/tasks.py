@@ -30,10 +30,23 @@ class Task:
 
 
 def _task(
-    name: str, columns: tuple[str, ...], metric: str, train: int, validation: int, *, classes: int = 2, **extra
+    name: str,
+    columns: tuple[str, ...],
+    metric: str,
+    train: int,
+    validation: int,
+    *,
+    classes: int = 2,
+    **extra,
 ) -> Task:
     return Task(
-        name, columns, classes, metric, {name: "validation"}, {TRAIN_SPLIT: train, "validation": validation}, **extra
+        name,
+        columns,
+        classes,
+        metric,
+        {name: "validation"},
+        {TRAIN_SPLIT: train, "validation": validation},
+        **extra,
     )
 
 
@@ -60,7 +73,7 @@ TASKS = {
     )
 }
 
-# WNLI is left out of the headline, as is the custom since BERT: its validation set contradicts its training set.
+# WNLI is left out of the headline, as is the custom since BERT: its validation set contradicts its training.
 DEFAULT_TASKS = tuple(name for name in TASKS if name != "wnli")
 HEADLINE_ROWS = tuple(row for name in DEFAULT_TASKS for row in TASKS[name].splits)
 

@@ -1,0 +1,139 @@
+"""The command as a user types it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from cramming_train import evaluate
+from cramming_train.glue import suite
+
+QUICK = ["--seeds", "2", "--epochs", "1"]
+
+
+@pytest.fixture
+def runs(toy_runs, tmp_path):
+    return shutil.copytree(toy_runs, tmp_path / "runs")
+
+
+def call(runs, *arguments):
+    return evaluate.main(["--out", str(runs), *map(str, arguments)])
+
+
+def content(runs, name="toy"):
+    folder = runs / name / "evaluation"
+    lines = [json.loads(line) for line in (folder / "glue.jsonl").read_text().splitlines()]
+    return json.loads((folder / "glue.json").read_text()), lines
+
+
+def test_glue(runs, toy_glue, capsys):
+    assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", "mnli", *QUICK) == 0
+    scores, lines = content(runs)
+    assert [(line["task"], line["seed"]) for line in lines] == [("cola", 0), ("cola", 1), ("mnli", 0), ("mnli", 1)]
+    assert set(scores["tasks"]) == {"cola", "mnli"} and scores["mean"] is None
+    assert scores["incomplete"] == ["cola", "mnli"] and "mnli_mm" in scores["missing"]
+    assert scores["recipe"]["epochs"] == 1 and scores["recipe"]["learning_rate"] == 2e-3 and scores["run"] == "toy"
+    assert scores["tasks"]["cola"]["train_rows"] == 400 and len(scores["tasks"]["cola"]["values"]) == 2
+    printed = capsys.readouterr().out
+    for expected in (
+        "missing: mnli validation_mismatched is not in",
+        "incomplete: cola train: 400 of 8551 rows",
+        "betas 0.9 and 0.98, eps 1e-06",
+        "(published)",
+        "GLUE mean: none",
+    ):
+        assert expected in printed
+
+
+def test_an_interrupted_evaluation_continues(runs, toy_glue, tmp_path, monkeypatch, capsys):
+    command = ["--run", "toy", "--glue-dir", toy_glue, "--tasks", "cola", "stsb", *QUICK]
+    other = shutil.copytree(runs, tmp_path / "other")
+    assert call(other, *command) == 0
+    original, calls = suite.fine_tune, []
+
+    def interrupted(*arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(suite, "fine_tune", interrupted)
+    assert call(runs, *command) == 130
+    assert len(content(runs)[1]) == 2 and content(runs)[0]["missing"]
+    assert call(runs, *command) == 0
+    assert len(calls) == 5, "two were done, the third was interrupted and repeated"
+    assert content(runs)[0] == content(other)[0]
+    assert call(runs, *command) == 0
+    assert len(calls) == 5 and "4 of 4 fine-tunings are already" in capsys.readouterr().out
+    assert call(runs, *command, "--set", "evaluation.learning_rate=1e-3") == 0
+    assert len(calls) == 9, "other settings are another evaluation"
+
+
+def test_tasks_of_several_calls_come_together(runs, toy_glue):
+    assert call(runs, "--glue-dir", toy_glue, "--tasks", "stsb", "--seeds", "1", "--epochs", "1") == 0
+    assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", "--seeds", "1", "--epochs", "1") == 0
+    assert list(content(runs)[0]["tasks"]) == ["cola", "stsb"]
+
+
+def test_changed_data_are_not_mistaken_for_the_old(runs, toy_glue, tmp_path):
+    glue = shutil.copytree(toy_glue, tmp_path / "glue")
+    command = ["--glue-dir", glue, "--tasks", "mnli", "--seeds", "1", "--epochs", "1"]
+    assert call(runs, *command) == 0
+    shutil.copy(glue / "mnli/train.tsv.gz", glue / "mnli/validation_matched.tsv.gz")
+    assert call(runs, *command) == 0
+    scores, lines = content(runs)
+    assert len(lines) == 2 and scores["tasks"]["mnli"]["validation_rows"] == 40
+
+
+def test_no_pretraining(runs, toy_glue, capsys):
+    command = ["--run", "none", "--glue-dir", toy_glue, "--tasks", "stsb", *QUICK]
+    assert call(runs, *command) == 0
+    scores, _ = content(runs, "none")
+    values = scores["tasks"]["stsb"]["values"]
+    assert scores["run"] == "none" and values[0] != values[1]
+    assert "GLUE for none" in capsys.readouterr().out
+    shutil.rmtree(runs / "toy")
+    assert call(runs, *command) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--tasks", "colla"], "--tasks colla: no such task; known: cola, sst2"),
+        (["--tasks", "mnli_mm"], "--tasks mnli_mm: no such task"),
+        (["--glue-dir", "nowhere"], "--glue-dir nowhere: no such folder"),
+        (["--glue-dir", "GLUE", "--tasks", "wnli", "rte"], "has none of the tasks asked for: wnli, rte"),
+        (["--glue-dir", "GLUE", "--run", "gone"], "no run named 'gone'"),
+        (["--glue-dir", "GLUE", "--seeds", "0"], "evaluation.seeds"),
+        (["--glue-dir", "GLUE", "--set", "evaluation.epoch=3"], "no such key (did you mean"),
+        (["--glue-dir", "GLUE", "--set", "architecture.layers=3"], "the run is as it was trained"),
+        (["--glue-dir", "GLUE", "--set", "evaluation.max_length=512"], "evaluation.max_length=128"),
+        (["--glue-dir", "GLUE", "--device", "warp9"], "--device warp9"),
+        (["--glue-dir", "GLUE", "--recipe", "bert-tiny"], "--recipe and --data go with --run none"),
+        (["--glue-dir", "GLUE", "--run", "none", "--recipe", "bert-tinny"], "did you mean 'bert-tiny'"),
+        (["--suite", "mlm", "--run", "none"], "--run none goes with --suite glue"),
+    ],
+)
+def test_bad_requests_are_one_line_and_status_2(runs, toy_glue, arguments, complaint, capsys):
+    arguments = [str(toy_glue) if argument == "GLUE" else argument for argument in arguments]
+    assert call(runs, *arguments) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_missing_cuda_device(runs, toy_glue, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    assert call(runs, "--glue-dir", toy_glue, "--device", "cuda") == 2
+    assert "--device cuda: not available here" in capsys.readouterr().err
+
+
+def test_no_network_fails_at_once_and_says_what_to_do(runs, monkeypatch, capsys):
+    from cramming_train.glue.hub import Hub
+
+    monkeypatch.setattr(Hub, "_reachable", False)
+    monkeypatch.setattr("cramming_train.glue.hub.REPOSITORY", "nyu-mll/no-such-data-set-anywhere")
+    assert call(runs, "--tasks", "cola") == 1
+    assert "no network: give --glue-dir" in capsys.readouterr().err
