@@ -1,0 +1,60 @@
+"""An ordered, bounded, multi-process map: results come in the order of the inputs, few are in flight at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from cramming_train.errors import RunError
+
+
+class Workers:
+    """A pool of processes for the whole pipeline. With one process everything runs in this one."""
+
+    def __init__(self, processes: int | None = None):
+        self.processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self.processes > 1:
+            method = "fork" if sys.platform == "linux" else "spawn"
+            context = multiprocessing.get_context(method)
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_start_worker)
+            # start them all now, before this process has threads of its own
+            list(self._pool.map(abs, range(self.processes)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """``function(item)`` for every item, in order. At most a few items a process are held at a time."""
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        pending: deque = deque()
+        try:
+            for item in items:
+                pending.append(self._pool.submit(function, item))
+                if len(pending) > 2 * self.processes:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise RunError(
+                "a worker process was killed, probably for want of memory; run with fewer --processes"
+            ) from None
+
+
+def _start_worker() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
