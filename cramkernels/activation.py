@@ -12,7 +12,9 @@ Tensor = torch.Tensor
 GATES = ("first", "second")
 
 
-def geglu(x_2F: Tensor, *, linear_bias: Tensor | None = None, approximate: str = "none", gate: str = "second") -> Tensor:
+def geglu(
+    x_2F: Tensor, *, linear_bias: Tensor | None = None, approximate: str = "none", gate: str = "second"
+) -> Tensor:
     """One half of the input times the GELU of the other (Shazeer 2020, "GLU variants improve transformer").
 
     Args:

@@ -44,7 +44,14 @@ def attention(
         ValueError: a wrong shape, dtype, device or value.
     """
     return attention_with_lse(
-        qkv_T3HD, cu_seqlens, max_seqlen, rope=rope, window=window, scale=scale, dropout_p=dropout_p, seed=seed
+        qkv_T3HD,
+        cu_seqlens,
+        max_seqlen,
+        rope=rope,
+        window=window,
+        scale=scale,
+        dropout_p=dropout_p,
+        seed=seed,
     )[0]
 
 

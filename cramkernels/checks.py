@@ -41,7 +41,9 @@ def check_integers(name: str, x: torch.Tensor, like: torch.Tensor, dtypes: tuple
     if not isinstance(x, torch.Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}, want a tensor")
     if x.dim() != 1 or x.dtype not in dtypes:
-        raise ValueError(f"{name}: got {x.dtype} of shape {tuple(x.shape)}, want a vector of {' or '.join(map(str, dtypes))}")
+        raise ValueError(
+            f"{name}: got {x.dtype} of shape {tuple(x.shape)}, want a vector of {' or '.join(map(str, dtypes))}"
+        )
     if x.device != like.device:
         raise ValueError(f"{name}: got device {x.device}, want {like.device}")
 

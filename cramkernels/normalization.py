@@ -149,7 +149,13 @@ _layer_norm = make_operator(
 
 
 def _add_layer_norm_forward(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dropout_p: float, seed: Tensor | None
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return implementation("add_layer_norm", "forward", x)(x, residual, weight, bias, eps, dropout_p, seed)
 
@@ -173,7 +179,17 @@ def _add_layer_norm_backward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, dresidual, dweight, dbias = implementation("add_layer_norm", "backward", new_residual)(
-        grad_y, grad_residual, new_residual, weight, bias, mean, rstd, x_dtype, residual_dtype, dropout_p, seed
+        grad_y,
+        grad_residual,
+        new_residual,
+        weight,
+        bias,
+        mean,
+        rstd,
+        x_dtype,
+        residual_dtype,
+        dropout_p,
+        seed,
     )
     # without dropout both gradients are one tensor; an operator's outputs must not share memory
     return dx, (dresidual.clone() if dresidual is dx else dresidual), dweight, dbias
@@ -226,7 +242,14 @@ def _layer_norm_gelu_forward(
 
 
 def _layer_norm_gelu_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor, rstd: Tensor, eps: float, approximate: str
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    approximate: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return implementation("layer_norm_gelu", "backward", x)(grad, x, weight, bias, mean, rstd, eps, approximate)
 
@@ -296,7 +319,10 @@ def _gelu_layer_norm_gradients(ctx, call_backward, grad, *_):
 _gelu_layer_norm = make_operator(
     "gelu_layer_norm",
     forward=_gelu_layer_norm_forward,
-    forward_fake=lambda x, weight, bias, linear_bias, eps, approximate: (_contiguous_like(x), *_statistics(x)),
+    forward_fake=lambda x, weight, bias, linear_bias, eps, approximate: (
+        _contiguous_like(x),
+        *_statistics(x),
+    ),
     backward=_gelu_layer_norm_backward,
     backward_fake=lambda grad, x, weight, bias, linear_bias, *_: (
         _contiguous_like(x),

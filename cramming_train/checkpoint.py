@@ -61,9 +61,11 @@ def save_checkpoint(
         content = {"step": step, **state, "sha256": checksums}
         content["sha256"][STATE_FILE] = _json_digest(content)
         _write_synced(temporary / STATE_FILE, json.dumps(content, indent=2).encode())
-        if target.exists():  # saved before at this very step (after a recovery, say)
-            shutil.rmtree(target)
+        replaced = folder / f"{_TEMPORARY_PREFIX}replaced"
+        if target.exists():  # saved before at this very step, after a recovery
+            target.rename(replaced)
         temporary.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
         _sync_folder(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

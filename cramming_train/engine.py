@@ -142,22 +142,40 @@ class Trainer:
         self.world.average([metrics])
         return StepResult(metrics[0], metrics[1], gradient_norm, rows)
 
+    def state(self) -> dict:
+        """Counters and scaler state for a checkpoint; weights and optimizer are saved beside them."""
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "vocab_size": self.model.vocab_size,
+            "scaler": self.precision.state(),
+        }
+
+    def restore(self, state: dict) -> None:
+        """The inverse of :meth:`state`, after weights and optimizer were loaded."""
+        self.step, self.rows = state["step"], state["rows"]
+        self.precision.restore(state["scaler"])
+
     def micro_batch_inputs(self, plan: StepPlan, number: int) -> tuple[tuple, dict]:
         """Positional and keyword arguments of the model for micro-batch ``number`` of the next step."""
         first_row = self.rows + (number * self.world.size + self.world.rank) * plan.micro_rows
-        ids_BS = to_device(self.stream.batch(first_row, plan.micro_rows), self.device)
-        batch = mask_rows(ids_BS, plan.masking, self.model.vocab_size, seed=self.seed, index=first_row)
+        host_ids_BS = self.stream.batch(first_row, plan.micro_rows)
         cu_seqlens, max_seqlen = sequence_boundaries(
-            ids_BS, document_attention=self.model.architecture.document_attention
+            host_ids_BS, document_attention=self.model.architecture.document_attention
         )
-        dropout_seed = derive_seed(self.seed, "dropout", first_row) if self.training.dropout else None
+        ids_BS, cu_seqlens = to_device(host_ids_BS, self.device), to_device(cu_seqlens, self.device)
+        batch = mask_rows(ids_BS, plan.masking, self.model.vocab_size, seed=self.seed, index=first_row)
+        dropout_seed = None
+        if self.training.dropout:
+            # a tensor, so that a compiled model does not take each seed for a new constant
+            dropout_seed = torch.tensor(derive_seed(self.seed, "dropout", first_row))
         arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
-        return arguments, {"dropout_seed": dropout_seed}
+        return arguments, {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
 
     def _micro_batch(self, plan: StepPlan, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         arguments, options = self.micro_batch_inputs(plan, number)
         with self.precision.autocast():
-            result = self.forward(*arguments, **options, grad_scale=self.precision.scale)
+            result = self.forward(*arguments, **options)
         self.precision.scaled(result.loss / plan.micro_batches).backward()
         return result.loss.detach(), result.num_correct
 
@@ -167,7 +185,8 @@ class Trainer:
         self.precision.unscale(self.optimizer)
         if rescale != 1.0:  # the budget ended the accumulation early: the mean is over fewer micro-batches
             torch._foreach_mul_(gradients, rescale)
-        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.grad_clip)
+        limit = self.training.grad_clip if self.training.grad_clip is not None else float("inf")
+        gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         set_learning_rate(self.optimizer, plan.learning_rate)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)

@@ -30,9 +30,7 @@ FOLDER = "evaluation"
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cramming_train.evaluate", description=__doc__.partition(": ")[2]
-    )
+    parser = argparse.ArgumentParser(prog="python -m cramming_train.evaluate", description=__doc__.partition(": ")[2])
     add = parser.add_argument
     add(
         "--run",
@@ -112,9 +110,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
         run = find_run(arguments.run, arguments.out)
         recipe = changed(run.recipe, arguments)
         if dataclasses.replace(recipe, evaluation=run.recipe.evaluation) != run.recipe:
-            raise UsageError(
-                "--set: the run is as it was trained; only evaluation and its fields can be changed now"
-            )
+            raise UsageError("--set: the run is as it was trained; only evaluation and its fields can be changed now")
         return pretrained_subject(run, recipe.evaluation), recipe, run.path / FOLDER
     if arguments.data:
         prepared = open_prepared(arguments.data)
@@ -123,9 +119,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
     else:
         runs = list_runs(arguments.out)
         if not runs:
-            raise UsageError(
-                f"--run none needs a tokenizer: give --data PREPARED (no run in {arguments.out} has one)"
-            )
+            raise UsageError(f"--run none needs a tokenizer: give --data PREPARED (no run in {arguments.out} has one)")
         text = TextPipeline(runs[0].recipe.data.clean, runs[0].tokenizer())
         recipe = get_recipe(arguments.recipe) if arguments.recipe else runs[0].recipe
     recipe = changed(recipe, arguments)

@@ -11,14 +11,25 @@ from typing import Any
 import tokenizers
 import torch
 
-from cramming_train.checkpoint import latest_checkpoint, list_checkpoints, load_model_tensors, load_state, load_weights
+from cramming_train.checkpoint import (
+    latest_checkpoint,
+    list_checkpoints,
+    load_model_tensors,
+    load_state,
+    load_weights,
+)
 from cramming_train.data import PreparedData, open_prepared
 from cramming_train.errors import RunError, UsageError
 from cramming_train.model import MaskedLM, build_model
 from cramming_train.recipes import Recipe
 
 DEFAULT_RUNS_DIR = Path("runs")
-RECIPE_FILE, LOG_FILE, SUMMARY_FILE, TOKENIZER_FILE = "recipe.json", "log.jsonl", "summary.json", "tokenizer.json"
+RECIPE_FILE, LOG_FILE, SUMMARY_FILE, TOKENIZER_FILE = (
+    "recipe.json",
+    "log.jsonl",
+    "summary.json",
+    "tokenizer.json",
+)
 
 
 @dataclass(frozen=True)

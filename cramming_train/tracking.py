@@ -36,7 +36,12 @@ class RunLog:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event. Numbers that are not finite become null: JSON has no word for them."""
-        record = {"event": event, "time": round(time.time(), 3), "elapsed": round(self._elapsed(), 3), **fields}
+        record = {
+            "event": event,
+            "time": round(time.time(), 3),
+            "elapsed": round(self._elapsed(), 3),
+            **fields,
+        }
         self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
         self.last_write = time.monotonic()

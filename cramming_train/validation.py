@@ -42,11 +42,9 @@ def held_out_loss(
         ids_BS = torch.from_numpy(rows.read(start, min(start + GROUP, total)).astype("int64"))
         batch = mask_rows(ids_BS, counts, model.vocab_size, seed=MASK_SEED, index=start)
         ids_T, labels_M, positions_M = (tensor.to(device) for tensor in batch)
-        cu_seqlens, max_seqlen = sequence_boundaries(
-            ids_BS.to(device), document_attention=model.architecture.document_attention
-        )
+        cu_seqlens, max_seqlen = sequence_boundaries(ids_BS, document_attention=model.architecture.document_attention)
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            result = model(ids_T, labels_M, positions_M, cu_seqlens, max_seqlen)
+            result = model(ids_T, labels_M, positions_M, cu_seqlens.to(device), max_seqlen)
         loss_sum += (result.loss - result.z_loss).double() * labels_M.numel()
         correct += result.num_correct
     model.train(was_training)

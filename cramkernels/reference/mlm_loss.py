@@ -134,7 +134,11 @@ class _Gradients:
                     gradient.zero_()
         unscale = grad_scale is not None and self.hidden.dtype in (torch.float16, torch.bfloat16)
         results = []
-        for gradient, like in ((self.dhidden, self.hidden), (self.dweight, self.weight), (self.dbias, self.bias)):
+        for gradient, like in (
+            (self.dhidden, self.hidden),
+            (self.dweight, self.weight),
+            (self.dbias, self.bias),
+        ):
             if gradient is None:
                 results.append(torch.empty(0, device=self.hidden.device))
             else:

@@ -49,7 +49,17 @@ def add_layer_norm_forward(x, residual, weight, bias, eps: float, dropout_p: flo
 
 
 def add_layer_norm_backward(
-    grad_y, grad_residual, new_residual, weight, bias, mean, rstd, x_dtype, residual_dtype, dropout_p: float, seed
+    grad_y,
+    grad_residual,
+    new_residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    x_dtype,
+    residual_dtype,
+    dropout_p: float,
+    seed,
 ):
     """Gradients of x, residual, weight and bias. Either incoming gradient may be None."""
     if grad_y is None:

@@ -23,7 +23,9 @@ _UNIFY = str.maketrans(_UNIFIED)
 _COMBINING = re.compile("[\u0300-\u036f]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f]")
 _CONTROL_CLASS = r"[\x{00}-\x{08}\x{0e}-\x{1b}\x{7f}\x{80}-\x{84}\x{86}-\x{9f}]"
-_SPACE_CLASS = r"[\x{09}-\x{0d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
+_SPACE_CLASS = (
+    r"[\x{09}-\x{0d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
+)
 RULES = ("ascii", "unicode")
 
 
@@ -52,8 +54,15 @@ def normalizer(rule: str) -> normalizers.Normalizer:
     """The same rule as a ``tokenizers`` normaliser."""
     if rule == "ascii":
         steps = [normalizers.Replace(old, new) for old, new in _UNIFIED.items()]
-        steps += [normalizers.Lowercase(), normalizers.NFD(), normalizers.Replace(Regex(r"[\x{300}-\x{36f}]"), "")]
-        steps += [normalizers.Replace(Regex(_SPACE_CLASS), " "), normalizers.Replace(Regex(r"[^\x{00}-\x{7f}]"), "")]
+        steps += [
+            normalizers.Lowercase(),
+            normalizers.NFD(),
+            normalizers.Replace(Regex(r"[\x{300}-\x{36f}]"), ""),
+        ]
+        steps += [
+            normalizers.Replace(Regex(_SPACE_CLASS), " "),
+            normalizers.Replace(Regex(r"[^\x{00}-\x{7f}]"), ""),
+        ]
     else:
         steps = [normalizers.NFKC(), normalizers.Lowercase()]
     steps += [normalizers.Replace(Regex(_CONTROL_CLASS), ""), normalizers.Replace(Regex(_SPACE_CLASS), " ")]

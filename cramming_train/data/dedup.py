@@ -107,7 +107,9 @@ def _winnowed(text: str, length: int):
         return [], [], []
     with np.errstate(over="ignore"):
         hashes = _gram_hashes(codes, gram)
-    lowest = np.lib.stride_tricks.sliding_window_view(hashes, window).argmin(axis=1) + np.arange(len(hashes) - window + 1)
+    lowest = np.lib.stride_tricks.sliding_window_view(hashes, window).argmin(axis=1) + np.arange(
+        len(hashes) - window + 1
+    )
     starts = np.unique(lowest)
     return hashes[starts], starts, starts + gram
 

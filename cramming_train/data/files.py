@@ -23,7 +23,9 @@ _PARAGRAPH_END = re.compile(r"\n\s*\n")
 
 def is_local(source: str) -> bool:
     """Does this look like a path or a glob (rather than the name of a hub data set)?"""
-    looks_local = source.startswith((".", "/", "~")) or glob.has_magic(source) or source.endswith(FORMATS + COMPRESSIONS)
+    looks_local = (
+        source.startswith((".", "/", "~")) or glob.has_magic(source) or source.endswith(FORMATS + COMPRESSIONS)
+    )
     return looks_local or Path(source).expanduser().exists()
 
 

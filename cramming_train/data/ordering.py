@@ -55,7 +55,9 @@ def _sorted(path: Path, keys: Path, row_length: int, dtype: np.dtype, scratch: P
     scratch.mkdir(parents=True)
     used = _distribute(path, keys, row_length, dtype, scratch, low, high)
     for index in used:
-        yield from _sorted(scratch / f"{index}.rows", scratch / f"{index}.keys", row_length, dtype, scratch / str(index))
+        yield from _sorted(
+            scratch / f"{index}.rows", scratch / f"{index}.keys", row_length, dtype, scratch / str(index)
+        )
     shutil.rmtree(scratch)
 
 

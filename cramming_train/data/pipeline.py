@@ -72,7 +72,11 @@ def run_pipeline(
     tokenizer.save(str(out / TOKENIZER_FILE))
     packed = pack_rows(spooled, recipe, out / TOKENIZER_FILE, scratch, workers, progress)
     spooled.spool.path.unlink()
-    return {**spooled.statistics, **packed.statistics, **write_splits(packed, recipe, tokenizer, out, scratch, progress)}
+    return {
+        **spooled.statistics,
+        **packed.statistics,
+        **write_splits(packed, recipe, tokenizer, out, scratch, progress),
+    }
 
 
 # --- pass 1
@@ -200,7 +204,14 @@ def pack_rows(
     packers = {split: RowPacker(scratch / f"{split}.rows", recipe, dtype) for split in ("train", "validation")}
     spool, spans = spooled.spool, spooled.spans
     jobs = (
-        (spool.path, first, offset, end, None if spans is None else spans.paths[index], spool.held_out_document)
+        (
+            spool.path,
+            first,
+            offset,
+            end,
+            None if spans is None else spans.paths[index],
+            spool.held_out_document,
+        )
         for index, (first, offset, end) in enumerate(spool.segments)
     )
     tokenise = functools.partial(_tokenise_segment, tokenizer_file=tokenizer_file, recipe=recipe)
@@ -297,16 +308,19 @@ class RowPacker:
 
 
 def write_splits(
-    packed: Packed, recipe: Data, tokenizer: tokenizers.Tokenizer, out: Path, scratch: Path, progress: Progress
+    packed: Packed,
+    recipe: Data,
+    tokenizer: tokenizers.Tokenizer,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Order the training rows and write both splits as Arrow; returns rows and checksums."""
     dtype = row_dtype(recipe.vocab_size)
     key = make_key(recipe.order, tokenizer, packed.counts, recipe.seed)
     with progress.stage("order and write", "rows") as stage:
         train = ordered_blocks(packed.paths["train"], recipe.row_length, dtype, key, scratch)
-        rows, digest = write_rows(
-            out / "train", train, recipe.row_length, dtype, recipe.max_rows, "train", stage.add
-        )
+        rows, digest = write_rows(out / "train", train, recipe.row_length, dtype, recipe.max_rows, "train", stage.add)
         validation = read_blocks(packed.paths["validation"], recipe.row_length, dtype)
         validation_rows, validation_digest = write_rows(
             out / "validation", validation, recipe.row_length, dtype, None, "validation"

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from cramming_train.data import embedded, hub, ready_rows
-from cramming_train.data.files import estimated_characters, find_files, is_local, is_validation_file, read_documents
+from cramming_train.data.files import (
+    estimated_characters,
+    find_files,
+    is_local,
+    is_validation_file,
+    read_documents,
+)
 from cramming_train.data.parallel import Workers
 from cramming_train.data.pipeline import RawDocument, drop_notice, run_pipeline
 from cramming_train.data.progress import Progress
@@ -73,7 +79,10 @@ def _prepare_auto(recipe: Data, cache_dir: Path, out: Path | None, device_type: 
     if out is None and (cached := _newest_cached(recipe, cache_dir)) is not None:
         return cached
     obstacle = hub.hub_obstacle()
-    if obstacle is None and (recipe.vocab_size, recipe.row_length) != (hub.PILE_VOCAB_SIZE, hub.PILE_ROW_LENGTH):
+    if obstacle is None and (recipe.vocab_size, recipe.row_length) != (
+        hub.PILE_VOCAB_SIZE,
+        hub.PILE_ROW_LENGTH,
+    ):
         obstacle = f"the hosted rows have {hub.PILE_ROW_LENGTH} tokens of a vocabulary of {hub.PILE_VOCAB_SIZE}"
     if obstacle is None:
         limited = recipe
@@ -125,7 +134,13 @@ def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, no
         notice = drop_notice(metadata, recipe.clean) if "characters_dropped" in metadata else None
         if notice:
             print(f"NOTICE: {notice}", file=sys.stderr, flush=True)
-        write_metadata(result, {**_description(sources, plan, recipe, key, [*notices, *([notice] if notice else [])]), **metadata})
+        write_metadata(
+            result,
+            {
+                **_description(sources, plan, recipe, key, [*notices, *([notice] if notice else [])]),
+                **metadata,
+            },
+        )
         if target.exists():
             target.rmdir()
         result.rename(target)
@@ -166,16 +181,30 @@ def _identify(source: str) -> dict[str, Any]:
         return {"kind": "hub", "source": source}
     if path.exists() and ready_rows.local_rows(path):
         files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())
-        return {"kind": "rows", "source": source, "path": str(path.resolve()), "files": [_file(p, False) for p in files]}
+        return {
+            "kind": "rows",
+            "source": source,
+            "path": str(path.resolve()),
+            "files": [_file(p, False) for p in files],
+        }
     files = find_files(source)
     # a lone file is what the user asked for, whatever its name
     in_folder = not (len(files) == 1 and files[0] == path)
-    return {"kind": "files", "source": source, "files": [_file(p, in_folder and is_validation_file(p)) for p in files]}
+    return {
+        "kind": "files",
+        "source": source,
+        "files": [_file(p, in_folder and is_validation_file(p)) for p in files],
+    }
 
 
 def _file(path: Path, held_out: bool) -> dict[str, Any]:
     stat = path.stat()
-    return {"path": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns, "held_out": held_out}
+    return {
+        "path": str(path.resolve()),
+        "bytes": stat.st_size,
+        "modified": stat.st_mtime_ns,
+        "held_out": held_out,
+    }
 
 
 def _documents(plan: list[dict[str, Any]], text_column: str) -> Iterator[RawDocument]:

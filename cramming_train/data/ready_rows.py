@@ -63,7 +63,13 @@ def open_hub(source: str) -> tuple[Any, tokenizers.Tokenizer] | None:
 
 
 def store_rows(
-    stream: Any, tokenizer: tokenizers.Tokenizer, origin: str, recipe: Data, out: Path, scratch: Path, progress: Progress
+    stream: Any,
+    tokenizer: tokenizers.Tokenizer,
+    origin: str,
+    recipe: Data,
+    out: Path,
+    scratch: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Write train/, validation/ and tokenizer.json; the order of the rows is kept."""
     if tokenizer.get_vocab_size() != recipe.vocab_size:
@@ -125,7 +131,9 @@ def with_special_ids(tokenizer: tokenizers.Tokenizer, origin: str) -> tuple[toke
         if sorted(by_old_id.values()) != list(range(len(renumbering))):
             raise UsageError(f"{origin}: the ids of its vocabulary are not 0 to {len(renumbering) - 1}")
     names = {old: token for token, old in vocabulary.items()}
-    content["model"]["vocab"] = {names[old]: int(renumbering[old]) for old in sorted(names, key=lambda o: renumbering[o])}
+    content["model"]["vocab"] = {
+        names[old]: int(renumbering[old]) for old in sorted(names, key=lambda o: renumbering[o])
+    }
     for added in content.get("added_tokens", []):
         added["id"] = int(renumbering[added["id"]])
     renumbered = tokenizers.Tokenizer.from_str(json.dumps(content))

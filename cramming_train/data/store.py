@@ -1,9 +1,9 @@
 """Prepared data on disk: memory-mapped Arrow rows, the tokenizer, and metadata that says how they came about.
 
-    PREPARED/train/       a folder that datasets.load_from_disk opens; column input_ids, fixed length
-    PREPARED/validation/  likewise
-    PREPARED/tokenizer.json
-    PREPARED/metadata.json
+PREPARED/train/       a folder that datasets.load_from_disk opens; column input_ids, fixed length
+PREPARED/validation/  likewise
+PREPARED/tokenizer.json
+PREPARED/metadata.json
 """
 
 from __future__ import annotations

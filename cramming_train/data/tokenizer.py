@@ -26,7 +26,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, clean: str) -> tokeni
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), limit_alphabet=MAX_ALPHABET, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        limit_alphabet=MAX_ALPHABET,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     reached = tokenizer.get_vocab_size()

@@ -28,9 +28,7 @@ class Classifier(nn.Module):
         seed: of the head's weights and of its dropout.
     """
 
-    def __init__(
-        self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int
-    ):
+    def __init__(self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int):
         super().__init__()
         self.body = copy.deepcopy(model)
         width = model.architecture.hidden
@@ -57,9 +55,7 @@ class Classifier(nn.Module):
         return self.output(pooled_BC)
 
     def _drop(self, pooled_BC: torch.Tensor, step: int) -> torch.Tensor:
-        generator = torch.Generator(pooled_BC.device).manual_seed(
-            derive_seed(self.seed, "head dropout", step)
-        )
+        generator = torch.Generator(pooled_BC.device).manual_seed(derive_seed(self.seed, "head dropout", step))
         draws = torch.rand(pooled_BC.shape, device=pooled_BC.device, generator=generator)
         return pooled_BC * ((draws >= self.dropout) / (1 - self.dropout)).to(pooled_BC.dtype)
 

@@ -111,8 +111,7 @@ def compact_vocabulary(splits: Sequence[Encoded]) -> tuple[np.ndarray, list[Enco
     """
     used = np.unique(np.concatenate([split.ids for split in splits]))
     renumbered = [
-        Encoded(np.searchsorted(used, split.ids).astype(np.int32), split.offsets, split.labels)
-        for split in splits
+        Encoded(np.searchsorted(used, split.ids).astype(np.int32), split.offsets, split.labels) for split in splits
     ]
     return used.astype(np.int64), renumbered
 
@@ -122,9 +121,7 @@ def pack(split: Encoded, rows: np.ndarray) -> PackedBatch:
     starts, ends = split.offsets[rows], split.offsets[rows + 1]
     cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(ends - starts, out=cu_seqlens[1:])
-    ids = np.concatenate(
-        [split.ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-    )
+    ids = np.concatenate([split.ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
     return PackedBatch(
         torch.from_numpy(ids.astype(np.int64)),
         torch.from_numpy(cu_seqlens),

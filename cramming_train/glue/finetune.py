@@ -148,9 +148,7 @@ def _build_optimizer(classifier: Classifier, settings: Evaluation) -> torch.opti
         {"params": [p for name, p in named if decays(name)], "weight_decay": settings.weight_decay},
         {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True
-    )
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 @torch.no_grad()

@@ -42,9 +42,7 @@ class Hub:
 
         try:
             HfApi().dataset_info(REPOSITORY, timeout=PROBE_SECONDS)
-        except (
-            Exception
-        ):  # the HTTP client's own kinds, which change with its versions; all mean the same here
+        except Exception:  # the HTTP client's own kinds, which change with its versions; all mean the same here
             return False
         return True
 
@@ -58,9 +56,7 @@ class Hub:
             if not self._reachable:
                 raise RunError(f"{task.name}: no network: give --glue-dir DIR with local TSV files") from None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunError(
-                f"{task.name}: the hub did not deliver it ({reason}); give --glue-dir DIR"
-            ) from None
+            raise RunError(f"{task.name}: the hub did not deliver it ({reason}); give --glue-dir DIR") from None
 
 
 @contextmanager

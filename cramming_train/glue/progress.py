@@ -36,9 +36,7 @@ class Progress:
             self._bar.update(tokens)
         elif time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(
-                f"{where}: {100 * self._done / self._total:.0f} % of all, {self.left()} left", file=sys.stderr
-            )
+            print(f"{where}: {100 * self._done / self._total:.0f} % of all, {self.left()} left", file=sys.stderr)
 
     def left(self) -> str:
         """Estimated time left."""

@@ -57,9 +57,7 @@ class Folder:
         if not path.is_dir():
             raise UsageError(f"--glue-dir {path}: no such folder")
         if not any((path / task).is_dir() for task in TASKS):
-            raise UsageError(
-                f"--glue-dir {path}: no task folder in it; want files such as {path}/cola/train.tsv.gz"
-            )
+            raise UsageError(f"--glue-dir {path}: no task folder in it; want files such as {path}/cola/train.tsv.gz")
         self.path = path
         self.name = str(path)
 

@@ -31,9 +31,7 @@ class ResultLines:
     def __init__(self, folder: Path, settings: str):
         self._path = folder / LINES_FILE
         self._settings = settings
-        self._lines = {
-            (line["task"], line["seed"]): line for line in self._read() if line.get("settings") == settings
-        }
+        self._lines = {(line["task"], line["seed"]): line for line in self._read() if line.get("settings") == settings}
 
     def get(self, task: str, seed: int, data: str) -> dict[str, Any] | None:
         """The line of a fine-tuning on the same data, if there is one."""

@@ -30,9 +30,7 @@ class TextPipeline:
     def __post_init__(self) -> None:
         for number, token in enumerate(SPECIAL_TOKENS):
             if self.tokenizer.token_to_id(token) != number:
-                raise RunError(
-                    f"the tokenizer has not the id {number} for {token}; it was not made by prepare"
-                )
+                raise RunError(f"the tokenizer has not the id {number} for {token}; it was not made by prepare")
 
     @property
     def clean(self) -> Callable[[str], str]:

@@ -31,15 +31,11 @@ def recipe_lines(settings: Evaluation) -> list[str]:
 
 def score_lines(scores: Scores) -> list[str]:
     """One line per row with metric, median, spread and data; in percent."""
-    lines = [
-        f"{'':8} {'metric':8} {'median':>7} {'min':>7} {'max':>7}  {'seeds':>5}  train / validation rows"
-    ]
+    lines = [f"{'':8} {'metric':8} {'median':>7} {'min':>7} {'max':>7}  {'seeds':>5}  train / validation rows"]
     for row, entry in scores.rows.items():
         values = entry["values"]
         numbers = " ".join(f"{100 * value:7.1f}" for value in (entry["median"], min(values), max(values)))
-        data = f"{entry['train_rows']} / {entry['validation_rows']}" + (
-            "" if entry["complete"] else "  INCOMPLETE"
-        )
+        data = f"{entry['train_rows']} / {entry['validation_rows']}" + ("" if entry["complete"] else "  INCOMPLETE")
         lines.append(f"{LABELS[row]:8} {METRIC_LABELS[entry['metric']]:8} {numbers}  {len(values):5}  {data}")
     return lines
 

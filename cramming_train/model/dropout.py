@@ -33,9 +33,7 @@ class DropoutSeeds:
         return {} if self.off or rate == 0.0 else {"dropout_p": rate, "seed": self.next()}
 
 
-def dropout_add(
-    x_TN: torch.Tensor, residual_TN: torch.Tensor, rate: float, seed: int | torch.Tensor
-) -> torch.Tensor:
+def dropout_add(x_TN: torch.Tensor, residual_TN: torch.Tensor, rate: float, seed: int | torch.Tensor) -> torch.Tensor:
     """dropout(x) + residual: the second result of add_layer_norm, for the places that no norm follows."""
     unit_N = torch.ones(x_TN.shape[-1], device=x_TN.device, dtype=x_TN.dtype)
     return add_layer_norm(x_TN, residual_TN, unit_N, eps=1.0, dropout_p=rate, seed=seed)[1]

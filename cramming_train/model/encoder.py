@@ -66,7 +66,10 @@ class Encoder(nn.Module):
         for block, next_norm in zip(self.blocks, self._norms_after(), strict=True):
             attended = block.attend(y, *sequences, seeds)
             if block is self.blocks[-1] and positions_M is not None:
-                attended, residual = attended.index_select(0, positions_M), residual.index_select(0, positions_M)
+                attended, residual = (
+                    attended.index_select(0, positions_M),
+                    residual.index_select(0, positions_M),
+                )
             y, residual = self._add_norm(block.attention_out(attended), residual, block.norm2, seeds)
             branch = block.feed_forward(y)
             if next_norm is None:

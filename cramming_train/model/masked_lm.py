@@ -51,7 +51,11 @@ class MaskedLM(nn.Module):
         """Loss at the masked positions. ``grad_scale`` is the loss scaler's scale, see :func:`cramkernels.mlm_loss`."""
         hidden_MN = self.encoder(ids_T, cu_seqlens, max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed)
         return mlm_loss(
-            self._transformed(hidden_MN), self._decoder, labels_M, bias=self.decoder_bias, grad_scale=grad_scale
+            self._transformed(hidden_MN),
+            self._decoder,
+            labels_M,
+            bias=self.decoder_bias,
+            grad_scale=grad_scale,
         )
 
     def logits(self, hidden_MN: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""AdamW as the recipes ask for it."""
+"""Adam and AdamW as the recipes ask for them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ def decays(name: str) -> bool:
     return "bias" not in name and "norm" not in name
 
 
-def build_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """Fused AdamW with two groups, decayed and not. The learning rate is set before every step."""
+def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """torch's fused optimizer with two groups, decayed and not. The learning rate is set before every step."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for name, p in named if decays(name)], "weight_decay": training.weight_decay},
         {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimizer]
+    return kind(groups, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -40,7 +40,9 @@ class Architecture:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive(self, "layers", "hidden", "heads", "ffn_hidden", "max_length", "norm_eps", "init_std", "rope_base")
+        check_positive(
+            self, "layers", "hidden", "heads", "ffn_hidden", "max_length", "norm_eps", "init_std", "rope_base"
+        )
         check_choice(self, ffn=("gelu", "geglu"), gate=("first", "second"), norm=("pre", "post"))
         check_choice(self, positions=("learned", "scaled-sinusoidal", "rope"))
         check_share(self, "dropout", "attention_dropout", "embedding_dropout")

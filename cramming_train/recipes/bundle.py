@@ -55,9 +55,7 @@ class Recipe:
 
 
 def _bundle(name: str, architecture: str, training: str) -> Recipe:
-    return Recipe(
-        name, ARCHITECTURES[architecture], TRAININGS[training], DATASETS["crammed"], EVALUATIONS["glue-sane"]
-    )
+    return Recipe(name, ARCHITECTURES[architecture], TRAININGS[training], DATASETS["crammed"], EVALUATIONS["glue-sane"])
 
 
 BUNDLES = {

@@ -23,7 +23,7 @@ class Data:
     order: str = "sentence-length-curriculum"
     max_rows: int | None = None
     validation_fraction: float = 0.005  # of documents, where no validation file is given
-    tokenizer_characters: int = 200_000_000  # the tokenizer is trained on a sample of at most this size
+    tokenizer_characters: int = 100_000_000  # the tokenizer is trained on a sample of at most this size
     seed: int = 0  # of the random order
 
     def __post_init__(self) -> None:

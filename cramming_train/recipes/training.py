@@ -57,8 +57,13 @@ TRAININGS = {
         Training("bert-o4", schedule="triangle", batch_ramp=0.6, grad_clip=0.5),
         Training("bert-o4-mini", schedule="triangle", batch_size=32, micro_batch_size=32, grad_clip=0.5),
         Training(
-            "bert-o3", schedule="triangle", batch_size=4096, batch_ramp=0.5, grad_clip=0.5,
-            masking_rate=0.15625, masking_rate_final=0.15625,
+            "bert-o3",
+            schedule="triangle",
+            batch_size=4096,
+            batch_ramp=0.5,
+            grad_clip=0.5,
+            masking_rate=0.15625,
+            masking_rate_final=0.15625,
         ),
         Training("bert-o2", schedule="one-cycle", batch_size=1536, batch_ramp=0.5, **_BERT_RATE),
         Training("bert-o1", schedule="cosine", peak_lr=7e-4, batch_size=1536, **_BERT_RATE),
@@ -66,13 +71,28 @@ TRAININGS = {
         Training("bert-base-o", schedule="cosine", peak_lr=5e-4, warmup=1 / 30, batch_size=1536, **_BERT_RATE),
         # Devlin et al. 2019 under a budget
         Training(
-            "bert-original", optimizer="adam", peak_lr=1e-4, betas=(0.9, 0.999), eps=1e-8,
-            schedule="polynomial", warmup=0.01, batch_size=512, micro_batch_size=64, dropout=True, **_BERT_RATE,
+            "bert-original",
+            optimizer="adam",
+            peak_lr=1e-4,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            schedule="polynomial",
+            warmup=0.01,
+            batch_size=512,
+            micro_batch_size=64,
+            dropout=True,
+            **_BERT_RATE,
         ),
         # Izsak et al. 2021
         Training(
-            "bert-izsak", peak_lr=2e-3, eps=1e-6, schedule="linear", warmup=0.06, batch_size=4096,
-            dropout=True, **_BERT_RATE,
+            "bert-izsak",
+            peak_lr=2e-3,
+            eps=1e-6,
+            schedule="linear",
+            warmup=0.06,
+            batch_size=4096,
+            dropout=True,
+            **_BERT_RATE,
         ),
     )
 }

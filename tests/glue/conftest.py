@@ -71,9 +71,7 @@ def toy_glue(tmp_path_factory) -> Path:
         scores = [
             5 * np.mean([word in WORDS[:30] for word in f"{a} {b}".split()]) for a, b in zip(first, second, strict=True)
         ]
-        write_tsv(
-            folder / "stsb" / f"{split}.tsv.gz", {"sentence1": first, "sentence2": second, "label": scores}
-        )
+        write_tsv(folder / "stsb" / f"{split}.tsv.gz", {"sentence1": first, "sentence2": second, "label": scores})
     for split, rows in (("train", 40), ("validation_matched", 30)):
         write_tsv(
             folder / "mnli" / f"{split}.tsv.gz",

@@ -30,7 +30,12 @@ def content(runs, name="toy"):
 def test_glue(runs, toy_glue, capsys):
     assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", "mnli", *QUICK) == 0
     scores, lines = content(runs)
-    assert [(line["task"], line["seed"]) for line in lines] == [("cola", 0), ("cola", 1), ("mnli", 0), ("mnli", 1)]
+    assert [(line["task"], line["seed"]) for line in lines] == [
+        ("cola", 0),
+        ("cola", 1),
+        ("mnli", 0),
+        ("mnli", 1),
+    ]
     assert set(scores["tasks"]) == {"cola", "mnli"} and scores["mean"] is None
     assert scores["incomplete"] == ["cola", "mnli"] and "mnli_mm" in scores["missing"]
     assert scores["recipe"]["epochs"] == 1 and scores["recipe"]["learning_rate"] == 2e-3 and scores["run"] == "toy"

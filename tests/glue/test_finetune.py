@@ -126,9 +126,7 @@ def test_a_compact_vocabulary_changes_no_result(model, recipe, toy_glue, tokeniz
     data = task_data("stsb", toy_glue, tokenizer)
     settings = dataclasses.replace(recipe.evaluation, epochs=1, weight_decay=0.1)
     compact = fine_tune(model, data, settings, seed=1, device=CPU, precision="fp32")
-    monkeypatch.setattr(
-        "cramming_train.glue.finetune.compact_vocabulary", lambda splits: (np.arange(67), list(splits))
-    )
+    monkeypatch.setattr("cramming_train.glue.finetune.compact_vocabulary", lambda splits: (np.arange(67), list(splits)))
     whole = fine_tune(model, data, settings, seed=1, device=CPU, precision="fp32")
     assert compact.train_loss == pytest.approx(whole.train_loss, rel=1e-5)
     assert compact.values == pytest.approx(whole.values, abs=1e-5)
@@ -177,7 +175,13 @@ def test_progress_adds_up(model, recipe, toy_glue, tokenizer):
     seen = []
     settings = dataclasses.replace(recipe.evaluation, epochs=2)
     fine_tune(
-        model, data, settings, seed=0, device=CPU, precision="fp32", on_tokens=lambda n, where: seen.append((n, where))
+        model,
+        data,
+        settings,
+        seed=0,
+        device=CPU,
+        precision="fp32",
+        on_tokens=lambda n, where: seen.append((n, where)),
     )
     assert sum(tokens for tokens, _ in seen) == data.tokens(2)
     assert {where for _, where in seen} == {"epoch 1/2", "epoch 2/2", "validation"}

@@ -50,13 +50,21 @@ def test_regression_targets(tmp_path):
     ("task", "text", "complaint"),
     [
         ("cola", "", "line 1: column 'sentence' is missing from the header (found: nothing)"),
-        ("cola", "sentence\tidx\na\t0\n", "line 1: column 'label' is missing from the header (found: sentence, idx)"),
+        (
+            "cola",
+            "sentence\tidx\na\t0\n",
+            "line 1: column 'label' is missing from the header (found: sentence, idx)",
+        ),
         ("cola", "sentence\tlabel\n", "no examples"),
         ("cola", "sentence\tlabel\na\t1\nb\n", "line 3: 1 columns, the header has 2"),
         ("cola", "sentence\tlabel\na\t2\n", "line 2: label '2', want a whole number from 0 to 1"),
         ("cola", "sentence\tlabel\n\na\t-1\n", "line 3: label '-1'"),
         ("cola", "sentence\tlabel\na\tyes\n", "line 2: label 'yes'"),
-        ("stsb", "sentence1\tsentence2\tlabel\na\tb\t5.5\n", "line 2: label '5.5', want a number from 0 to 5"),
+        (
+            "stsb",
+            "sentence1\tsentence2\tlabel\na\tb\t5.5\n",
+            "line 2: label '5.5', want a number from 0 to 5",
+        ),
         ("stsb", "sentence1\tsentence2\tlabel\na\tb\tnan\n", "line 2: label 'nan'"),
         ("cola", b"sentence\tlabel\n\xff\xfe\t1\n", "not UTF-8"),
     ],

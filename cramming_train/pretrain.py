@@ -1,0 +1,271 @@
+"""``python -m cramming_train.pretrain --hours 24``: train a model from scratch within a budget of time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cramming_train import report
+from cramming_train.allocator import keep_freed_memory
+from cramming_train.budget import Budget
+from cramming_train.calibration import gemm_flops_per_second
+from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
+from cramming_train.compilation import Compilation, compile_checked, wants_compilation
+from cramming_train.data import PreparedData
+from cramming_train.data.prepare import AUTO
+from cramming_train.display import Display, duration
+from cramming_train.distributed import World, join_world
+from cramming_train.engine import Trainer
+from cramming_train.errors import Interrupted, UsageError, command
+from cramming_train.loader import RowStream
+from cramming_train.loop import Loop
+from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
+from cramming_train.precision import Precision
+from cramming_train.runs import DEFAULT_RUNS_DIR, Run
+from cramming_train.signals import StopRequest
+from cramming_train.starting import Settings, new_settings, open_run
+from cramming_train.summary import device_name, kernels_used, rules, write_summary
+from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
+from cramming_train.validation import held_out_loss
+
+FINAL_VALIDATION_ROWS = 2048
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments. What a resumed run takes from its folder has no default here."""
+    parser = argparse.ArgumentParser(prog="python -m cramming_train.pretrain", description=__doc__)
+    parser.add_argument("--hours", type=float, help="wall-clock budget in hours (default 24)")
+    parser.add_argument(
+        "--tokens", type=int, help="budget in tokens instead; --hours still stops the run if it comes first"
+    )
+    parser.add_argument(
+        "--recipe", help="bundle of recipes (default: crammed-bert on a GPU, crammed-bert-mini elsewhere)"
+    )
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="change the recipe, such as training=bert-izsak or training.batch_size=64")  # fmt: skip
+    parser.add_argument("--data", nargs="+", metavar="SOURCE", help=f"as in cramming_train.prepare (default {AUTO})")
+    parser.add_argument("--text-column", help="column of .jsonl, .csv, .parquet and hub sources (default text)")
+    parser.add_argument("--name", help="the run's name (default: recipe and time)")
+    parser.add_argument("--out", type=Path, default=DEFAULT_RUNS_DIR, help="folder of runs (default ./runs)")
+    parser.add_argument("--resume", action="store_true", help="continue the named run, or the latest")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
+    parser.add_argument("--seed", type=int, help="seed of weights, masks and orders (default 0)")
+    parser.add_argument("--track", nargs="+", default=[], choices=TRACKER_NAMES, help="log there as well")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    arguments = build_parser().parse_args(argv)
+    device = choose_device(arguments.device)
+    if arguments.dry_run:
+        show_plan(new_settings(arguments, device.type), device)
+        return 0
+    keep_freed_memory()
+    world = join_world(device.type)
+    try:
+        run, settings, prepared = open_run(arguments, device.type, world)
+        pretrain(run, settings, prepared, device, world, arguments.track)
+    finally:
+        world.close()
+    return 0
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The asked device, or a GPU where there is one. UsageError where it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: no such device; want cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: want cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices (torch {torch.__version__})"
+        )
+    return device
+
+
+def show_plan(settings: Settings, device: torch.device) -> None:
+    """What a run with these settings would be; prepares and writes nothing."""
+    recipe = settings.recipe
+    with torch.device("meta"):
+        model = MaskedLM(recipe.architecture, recipe.data.vocab_size)
+    rate = flops_per_token(
+        recipe.architecture, recipe.data.vocab_size, recipe.data.row_length, recipe.training.masking_rate
+    )
+    print(json.dumps(recipe.to_dict(), indent=2))
+    budget = f"{settings.tokens:,} tokens" if settings.tokens else f"{settings.hours:g} hours"
+    print(f"device      {device_name(device)}")
+    print(f"budget      {budget}")
+    print(f"data        {' '.join(settings.sources)}")
+    print(f"parameters  {parameter_count(model):,}")
+    print(f"FLOPs       {rate / 1e6:.1f} M a token")
+
+
+def pretrain(
+    run: Run,
+    settings: Settings,
+    prepared: PreparedData,
+    device: torch.device,
+    world: World,
+    track: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train the run to the end of its budget and write its summary and report; returns the summary.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; everything is saved. RunError: as :class:`Loop` says.
+    """
+    # --- the budget's clock starts: the data is ready
+    budget = Budget(settings.hours * 3600, tokens=settings.tokens, used=seconds_used(run.log))
+    display = Display(world.is_leader)
+    trackers = open_trackers(track, run.path, run.name) if world.is_leader else ()
+    log_path = run.log if world.is_leader else run.path / f"log-{world.rank}.jsonl"
+    log = RunLog(log_path, lambda: budget.elapsed, trackers)
+    try:
+        with StopRequest() as stop_request:
+            loop = start(run, settings, prepared, device, world, budget, log, display, stop_request)
+            reason = loop.run()
+        train_seconds = budget.elapsed
+        # --- the clock has stopped
+        if reason == "interrupt":
+            name = f"--out {run.path.parent} --name {run.name}"
+            raise Interrupted(
+                stop_request.received or 15,
+                f"stopped at step {loop.trainer.step}, everything saved; continue with "
+                f"python -m cramming_train.pretrain --resume {name}",
+            )
+        if not world.is_leader:
+            return {}
+        return finish(run, settings, prepared, loop, world, train_seconds, log)
+    finally:
+        log.close()
+
+
+def start(run, settings, prepared, device, world, budget, log, display, stop_request) -> Loop:
+    """Build model and trainer, restore a checkpoint where there is one, calibrate, compile."""
+    training = settings.recipe.training
+    precision = Precision(training.precision, device)
+    model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed).to(device)
+    trainer = Trainer(
+        model, RowStream(prepared.train, settings.seed), training,
+        seed=settings.seed, device=device, precision=precision, world=world,
+    )  # fmt: skip
+    gemm_rate = gemm_flops_per_second(device, precision.gemm_dtype)
+    if (run.path / "checkpoints").is_dir() and any((run.path / "checkpoints").glob("step-*")):
+        checkpoint = latest_checkpoint(run.checkpoints)
+        trainer.restore(load_checkpoint(checkpoint, model, trainer.optimizer))
+        budget.tokens_used = trainer.tokens
+        log.write("resume", step=trainer.step, path=checkpoint.name)
+        display.message(f"resumed from {checkpoint.name}: {trainer.tokens:,} tokens, {duration(budget.elapsed)} used")
+    compilation = Compilation(False, "eager")
+    if wants_compilation(training.compile, device):
+        compilation = compile_checked(trainer)
+    for message in filter(None, [precision.notice, compilation.reason if training.compile != "off" else None]):
+        log.write("notice", message=message)
+    loop = Loop(
+        trainer=trainer, budget=budget, log=log, display=display, checkpoints=run.checkpoints,
+        validation=prepared.validation, stop_request=stop_request, gemm_rate=gemm_rate,
+    )  # fmt: skip
+    log.write(
+        "start",
+        recipe=settings.recipe.name,
+        device=device_name(device),
+        parameters=parameter_count(model),
+        budget_seconds=budget.seconds,
+        budget_tokens=budget.tokens,
+        gemm_flops_per_second=gemm_rate,
+        flops_per_token=_nominal_flops(trainer),
+        compiled=compilation.compiled,
+        precision=precision.name,
+        kernels=kernels_used(device, precision.gemm_dtype),
+    )
+    return loop
+
+
+def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: float, log: RunLog) -> dict[str, Any]:
+    """Final validation, summary and report: outside the budget."""
+    trainer = loop.trainer
+    validation = held_out_loss(
+        trainer.model, prepared.validation, device=trainer.device, max_rows=FINAL_VALIDATION_ROWS,
+        autocast_dtype=trainer.precision.dtype,
+    )  # fmt: skip
+    log.write("validation", step=trainer.step, **{**validation, "tokens": trainer.tokens})
+    tokens_per_second = trainer.tokens / train_seconds
+    metadata = prepared.metadata
+    summary = {
+        "name": run.name,
+        "recipe": settings.recipe.name,
+        "device": device_name(trainer.device),
+        "processes": world.size,
+        "seed": settings.seed,
+        "budget_seconds": loop.budget.seconds,
+        "budget_tokens": loop.budget.tokens,
+        "train_seconds": round(train_seconds, 3),
+        "tokens": trainer.tokens,
+        "epochs": round(trainer.rows / len(prepared.train), 4),
+        "optimizer_steps": trainer.step,
+        "tokens_per_second": round(tokens_per_second, 1),
+        "model_flops_utilization": round(tokens_per_second * _nominal_flops(trainer) / loop.gemm_rate, 4),
+        "gemm_flops_per_second": loop.gemm_rate,
+        "parameters": parameter_count(trainer.model),
+        "train_loss": loop.last_metrics.get("loss"),
+        "validation_loss": validation["loss"],
+        "validation_accuracy": validation["accuracy"],
+        "validation_rows": validation["rows"],
+        "data": {
+            **{key: metadata[key] for key in ("source", "source_kind", "fingerprint", "rows", "notices")},
+            "unigram_loss": metadata["unigram_loss"],
+        },
+        "kernels": kernels_used(trainer.device, trainer.precision.gemm_dtype),
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    summary["rules"] = rules(summary, metadata, evaluated=False)
+    write_summary(run, summary)
+    log.write("summary", step=trainer.step)
+    show_summary(summary, report.write_report(run))
+    return summary
+
+
+def show_summary(summary: dict[str, Any], report_path: Path | None) -> None:
+    """The end of a run in a few lines."""
+    loss = summary["validation_loss"]
+    print(
+        f"\n{summary['name']}: {summary['tokens']:,} tokens in {duration(summary['train_seconds'])} on {summary['device']}"
+    )
+    print(f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
+          f"unigram model {summary['data']['unigram_loss']:.4f}")  # fmt: skip
+    print(f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %")
+    print(f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
+          f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate")  # fmt: skip
+    for number, rule in enumerate(summary["rules"], start=1):
+        print(
+            f"  rule {number} {'kept  ' if rule['kept'] else 'BROKEN' if number != 5 else 'open  '} {rule['rule']}: {rule['why']}"
+        )
+    for notice in summary["data"]["notices"]:
+        print(f"  NOTICE: {notice}")
+    if report_path is not None:
+        print(f"  report: {report_path}")
+
+
+def _nominal_flops(trainer: Trainer) -> float:
+    t = trainer.training
+    mean_rate = (t.masking_rate + t.masking_rate_final) / 2
+    return flops_per_token(trainer.model.architecture, trainer.model.vocab_size, trainer.row_length, mean_rate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

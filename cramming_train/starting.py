@@ -1,0 +1,160 @@
+"""Starting a run or finding it again: settings from the command line, the run's folder, its data."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cramming_train.checkpoint import write_json_atomically
+from cramming_train.data import PreparedData, prepare_data
+from cramming_train.data.prepare import AUTO
+from cramming_train.distributed import World
+from cramming_train.errors import RunError, UsageError
+from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe
+from cramming_train.runs import RECIPE_FILE, TOKENIZER_FILE, Run, find_run, latest_run
+
+DEFAULT_HOURS = 24.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run, beside the machine."""
+
+    recipe: Recipe
+    seed: int
+    hours: float
+    tokens: int | None
+    sources: tuple[str, ...]
+    text_column: str
+
+
+def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
+    """Settings from the command line. UsageError where a value is out of range."""
+    hours = DEFAULT_HOURS if arguments.hours is None else arguments.hours
+    if not (hours > 0 and math.isfinite(hours)):
+        raise UsageError(f"--hours {hours}: want a positive number")
+    if arguments.tokens is not None and arguments.tokens <= 0:
+        raise UsageError(f"--tokens {arguments.tokens}: want a positive number")
+    recipe = apply_overrides(get_recipe(arguments.recipe or default_recipe(device_type)), arguments.overrides)
+    seed = 0 if arguments.seed is None else arguments.seed
+    return Settings(
+        recipe,
+        seed,
+        hours,
+        arguments.tokens,
+        tuple(arguments.data or [AUTO]),
+        arguments.text_column or "text",
+    )
+
+
+def open_run(arguments: argparse.Namespace, device_type: str, world: World) -> tuple[Run, Settings, PreparedData]:
+    """The run to train: a new folder, or with --resume an existing one. The data is ready when this returns."""
+    if arguments.resume:
+        run = find_run(arguments.name, arguments.out) if arguments.name else latest_run(arguments.out)
+        settings = _resumed_settings(run, arguments, device_type)
+        if run.summary is not None:
+            raise UsageError(f"{run.name}: this run has used up its budget; start another with another --name")
+        return run, settings, prepare_for(run, settings)
+    settings = new_settings(arguments, device_type)
+    run = Run((arguments.out / (arguments.name or _default_name(settings.recipe, world))).resolve())
+    if world.is_leader:
+        _check_free(run, arguments.name)
+        prepared = _prepare(settings, device_type)
+        _create(run, settings, prepared, device_type)
+    world.barrier()
+    return run, settings, prepare_for(run, settings)
+
+
+def prepare_for(run: Run, settings: Settings) -> PreparedData:
+    """The very data that the run was started with, prepared again where its folder is gone."""
+    stored = run.settings["data"]
+    path = Path(stored["path"])
+    prepared = run.prepared() if path.is_dir() else _prepare(settings, stored["device_type"])
+    if prepared.metadata["fingerprint"] != stored["fingerprint"]:
+        raise RunError(f"{run.name}: the data has changed since the run was started ({' '.join(settings.sources)})")
+    return prepared
+
+
+def _default_name(recipe: Recipe, world: World) -> str:
+    if world.size > 1:
+        raise UsageError("--name: several processes need one name; give it")
+    return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _check_free(run: Run, name: str | None) -> None:
+    if name is not None and not re.fullmatch(r"[\w.\-]+", name):
+        raise UsageError(f"--name {name}: want letters, digits, '.', '_' and '-'")
+    if run.path.exists():
+        raise UsageError(f"{run.path}: exists already; continue it with --resume, or choose another --name")
+    folder = run.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written to ({error.strerror}); choose another") from None
+
+
+def _prepare(settings: Settings, device_type: str) -> PreparedData:
+    return prepare_data(
+        settings.sources, settings.recipe.data, device_type=device_type, text_column=settings.text_column
+    )
+
+
+def _create(run: Run, settings: Settings, prepared: PreparedData, device_type: str) -> None:
+    """The folder, with all that a resume needs."""
+    run.path.mkdir()
+    tokenizer = (prepared.path / TOKENIZER_FILE).read_bytes()
+    (run.path / TOKENIZER_FILE).write_bytes(tokenizer)
+    write_json_atomically(run.path / RECIPE_FILE, stored_settings(run, settings, prepared, device_type))
+
+
+def stored_settings(run: Run, settings: Settings, prepared: PreparedData, device_type: str) -> dict[str, Any]:
+    """The content of recipe.json."""
+    return {
+        "name": run.name,
+        "recipe": settings.recipe.to_dict(),
+        "seed": settings.seed,
+        "hours": settings.hours,
+        "tokens": settings.tokens,
+        "text_column": settings.text_column,
+        "data": {
+            "sources": list(settings.sources),
+            "path": str(prepared.path),
+            "fingerprint": prepared.metadata["fingerprint"],
+            "device_type": device_type,
+        },
+    }
+
+
+def _resumed_settings(run: Run, arguments: argparse.Namespace, device_type: str) -> Settings:
+    """The run's own settings. What the command line names as well has to agree: a budget is not changed on the way."""
+    stored = run.settings
+    try:
+        settings = Settings(
+            run.recipe, stored["seed"], stored["hours"], stored["tokens"],
+            tuple(stored["data"]["sources"]), stored["text_column"],
+        )  # fmt: skip
+    except (KeyError, TypeError):
+        raise RunError(f"{run.path / RECIPE_FILE}: not a run of this version") from None
+    asked = {
+        "--hours": (arguments.hours, settings.hours),
+        "--tokens": (arguments.tokens, settings.tokens),
+        "--seed": (arguments.seed, settings.seed),
+        "--data": (None if arguments.data is None else tuple(arguments.data), settings.sources),
+        "--text-column": (arguments.text_column, settings.text_column),
+    }
+    for option, (given, own) in asked.items():
+        if given is not None and given != own:
+            raise UsageError(f"{option}: the run {run.name} was started with {own}; a resumed run keeps its settings")
+    if arguments.recipe or arguments.overrides:
+        recipe = apply_overrides(get_recipe(arguments.recipe or default_recipe(device_type)), arguments.overrides)
+        if recipe != settings.recipe:
+            raise UsageError(f"--recipe, --set: the run {run.name} has another recipe; a resumed run keeps its own")
+    return settings
