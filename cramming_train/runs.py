@@ -19,6 +19,7 @@ from cramming_train.checkpoint import (
     load_weights,
 )
 from cramming_train.data import PreparedData, open_prepared
+from cramming_train.data.tokenizer import load_tokenizer
 from cramming_train.errors import RunError, UsageError
 from cramming_train.model import MaskedLM, build_model
 from cramming_train.recipes import Recipe
@@ -77,7 +78,7 @@ class Run:
         path = self.path / TOKENIZER_FILE
         if not path.exists():
             raise RunError(f"{path}: the run's tokenizer is missing")
-        return tokenizers.Tokenizer.from_file(str(path))
+        return load_tokenizer(path)
 
     def prepared(self) -> PreparedData:
         """The prepared data of the run."""

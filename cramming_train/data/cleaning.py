@@ -9,8 +9,10 @@ tokenizer.json, so that the tokenizer alone treats new text as it was treated in
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from collections.abc import Callable
 
 from tokenizers import Regex, normalizers
 
@@ -32,6 +34,11 @@ RULES = ("ascii", "unicode")
 def clean_text(text: str, rule: str) -> str:
     """One line of cleaned text."""
     return clean_counted(text, rule)[0]
+
+
+def cleaner(rule: str) -> Callable[[str], str]:
+    """The cleaning of one rule as a function of the text alone."""
+    return functools.partial(clean_text, rule=rule)
 
 
 def clean_counted(text: str, rule: str) -> tuple[str, int]:
