@@ -37,11 +37,18 @@ class Budget:
         self.tokens_used = 0
         self._clock = clock
         self._origin = clock() - used
+        self._stopped_at: float | None = None
 
     @property
     def elapsed(self) -> float:
         """Seconds used, those of earlier parts of the run included."""
-        return self._clock() - self._origin
+        return (self._clock() if self._stopped_at is None else self._stopped_at) - self._origin
+
+    def stop(self) -> float:
+        """Stop the clock for good and return the seconds used: what follows is outside the budget."""
+        if self._stopped_at is None:
+            self._stopped_at = self._clock()
+        return self.elapsed
 
     @property
     def remaining(self) -> float:

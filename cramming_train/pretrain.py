@@ -138,8 +138,7 @@ def pretrain(
         with StopRequest() as stop_request:
             loop = start(run, settings, prepared, device, world, budget, log, display, stop_request)
             reason = loop.run()
-        train_seconds = budget.elapsed
-        # --- the clock has stopped
+        train_seconds = budget.stop()
         if reason == "interrupt":
             name = f"--out {run.path.parent} --name {run.name}"
             raise Interrupted(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+
+from cramming_train.data import PreparedData, prepare_data
+from cramming_train.data.embedded import read_embedded
+from cramming_train.recipes import Data
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
@@ -33,3 +38,28 @@ def corpus_dir() -> Path:
 def glue_dir() -> Path:
     """Real GLUE data as TSV; skips where it is absent."""
     return _shared_folder("glue")
+
+
+@pytest.fixture(scope="session")
+def documentation_text(tmp_path_factory) -> Path:
+    """About 3 MB of real English that every machine has: documentation of the standard library, as .jsonl."""
+    path = tmp_path_factory.mktemp("text") / "documentation.jsonl"
+    written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for text in read_embedded():
+            file.write(json.dumps({"text": text}) + "\n")
+            written += len(text)
+            if written > 3_000_000:
+                break
+    return path
+
+
+SMALL_DATA = Data("small", vocab_size=1024, row_length=32, validation_fraction=0.05, compression_threshold=None)
+
+
+@pytest.fixture(scope="session")
+def small_data(documentation_text, tmp_path_factory) -> PreparedData:
+    """Prepared rows of 32 tokens, vocabulary 1024, of that text."""
+    return prepare_data(
+        [str(documentation_text)], SMALL_DATA, out=tmp_path_factory.mktemp("prepared") / "small", progress=False
+    )

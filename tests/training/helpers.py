@@ -1,0 +1,45 @@
+"""A tiny recipe, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TINY = [
+    "architecture.layers=2", "architecture.hidden=32", "architecture.heads=2", "architecture.ffn_hidden=64",
+    "data.vocab_size=1024", "data.row_length=32", "training.batch_size=8", "training.micro_batch_size=8",
+]  # fmt: skip
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    """No hub, a cache of its own, two threads."""
+    return {
+        **os.environ, "CRAMMING_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2",
+    }  # fmt: skip
+
+
+def command(module: str, *arguments: object) -> list[str]:
+    """The command line of one of our modules."""
+    return [sys.executable, "-m", f"cramming_train.{module}", *map(str, arguments)]
+
+
+def run(module: str, *arguments: object, tmp_path: Path, timeout: float = 300) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    return subprocess.run(
+        command(module, *arguments), env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True,
+        timeout=timeout,
+    )  # fmt: skip
+
+
+def summary(run_folder: Path) -> dict:
+    """summary.json."""
+    return json.loads((run_folder / "summary.json").read_text())
+
+
+def final_tensors(run_folder: Path) -> dict[str, bytes]:
+    """Bytes of the newest checkpoint's tensors."""
+    newest = sorted((run_folder / "checkpoints").glob("step-*"))[-1]
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
