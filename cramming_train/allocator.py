@@ -1,4 +1,4 @@
-"""Keep freed memory: on a CPU, handing pages back to the system and faulting them in again costs a step up to a third."""
+"""Keep freed memory: on a CPU, handing pages back and faulting them in again costs up to a third of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to serve blocks of up to 1 GB from the heap and to keep what is freed; False where there is no glibc."""
+    """Tell glibc to serve blocks of up to 1 GB from the heap and keep what is freed; False where there is no glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:

@@ -47,7 +47,7 @@ def latest_checkpoint(folder: Path) -> Path:
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> Path:
-    """Write checkpoint ``step`` and drop all but the newest ``KEEP``. OSError (disk full) leaves the others as they were."""
+    """Write checkpoint ``step``, drop all but the newest ``KEEP``. OSError (disk full) leaves the others untouched."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     temporary = folder / f"{_TEMPORARY_PREFIX}{step:08d}"

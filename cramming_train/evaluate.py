@@ -10,22 +10,25 @@ from pathlib import Path
 
 import torch
 
+from cramming_train import report
 from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
 from cramming_train.glue.hub import Hub
 from cramming_train.glue.reading import Folder
-from cramming_train.glue.results import write_json
+from cramming_train.glue.results import Scores, write_json
 from cramming_train.glue.subject import Subject, TextPipeline, pretrained_subject, random_subject
 from cramming_train.glue.suite import load_tasks, run_glue
 from cramming_train.glue.table import comparison_lines, recipe_lines, score_lines, summary_lines
 from cramming_train.glue.tasks import DEFAULT_TASKS, TASKS
 from cramming_train.precision import Precision
-from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe
-from cramming_train.runs import DEFAULT_RUNS_DIR, find_run, list_runs
+from cramming_train.recipes import Evaluation, Recipe, apply_overrides, default_recipe, get_recipe
+from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, list_runs
+from cramming_train.summary import note_evaluation
 from cramming_train.validation import held_out_loss
 
 NO_RUN = "none"
 FOLDER = "evaluation"
+MAX_EPOCHS = 5  # of the fifth rule
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,7 +100,24 @@ def evaluate_glue(arguments: argparse.Namespace, device: torch.device) -> int:
     for block in (score_lines(scores), comparison_lines(subject.name, scores), summary_lines(scores)):
         print("\n" + "\n".join(block))
     print(f"written to {folder}")
+    if arguments.run != NO_RUN:
+        run = Run(folder.parent)
+        note_evaluation(run, *judgement(scores, settings))
+        page = report.write_report(run)
+        if page is not None:
+            print(f"report: {page}")
     return 0
+
+
+def judgement(scores: Scores, settings: Evaluation) -> tuple[bool, str]:
+    """Whether the fifth rule of cramming is kept, and why."""
+    if settings.epochs > MAX_EPOCHS:
+        return False, f"{settings.epochs} epochs of fine-tuning, more than {MAX_EPOCHS}"
+    if scores.mean is None:
+        lacking = [f"missing: {', '.join(scores.missing)}"] if scores.missing else []
+        lacking += [f"incomplete data: {', '.join(scores.incomplete)}"] if scores.incomplete else []
+        return False, f"judged on {', '.join(scores.rows)}; " + "; ".join(lacking or ["seeds are lacking"])
+    return True, f"GLUE mean {100 * scores.mean:.1f}: recipe {settings.name}, {settings.epochs} epochs"
 
 
 def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[Subject, Recipe, Path]:

@@ -158,7 +158,8 @@ class Loop:
             )
             self.log.write("validation", step=trainer.step, **{**result, "tokens": trainer.tokens})
             self.display.message(
-                f"validation at step {trainer.step}: loss {result['loss']:.3f}, accuracy {100 * result['accuracy']:.1f} %"
+                f"validation at step {trainer.step}: "
+                f"loss {result['loss']:.3f}, accuracy {100 * result['accuracy']:.1f} %"
             )
         trainer.world.barrier()
         self._window = (time.monotonic(), trainer.rows)
@@ -221,8 +222,9 @@ class Loop:
         self.recoveries += 1
         if self.recoveries > MAX_RECOVERIES:
             raise RunError(
-                f"training diverged at step {trainer.step} ({what}; first non-finite: {culprit}), {MAX_RECOVERIES} recoveries "
-                f"did not help; the last good checkpoint stands; lower --set training.peak_lr={trainer.training.peak_lr / 2:g}"
+                f"training diverged at step {trainer.step} ({what}; first non-finite: {culprit}), "
+                f"{MAX_RECOVERIES} recoveries did not help; the last good checkpoint stands; "
+                f"try --set training.peak_lr={trainer.training.peak_lr / 2:g}"
             )
         rows = trainer.rows
         checkpoint = latest_checkpoint(self.checkpoints)

@@ -242,18 +242,16 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
 def show_summary(summary: dict[str, Any], report_path: Path | None) -> None:
     """The end of a run in a few lines."""
     loss = summary["validation_loss"]
-    print(
-        f"\n{summary['name']}: {summary['tokens']:,} tokens in {duration(summary['train_seconds'])} on {summary['device']}"
-    )
+    took = duration(summary["train_seconds"])
+    print(f"\n{summary['name']}: {summary['tokens']:,} tokens in {took} on {summary['device']}")
     print(f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
           f"unigram model {summary['data']['unigram_loss']:.4f}")  # fmt: skip
     print(f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %")
     print(f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
           f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate")  # fmt: skip
     for number, rule in enumerate(summary["rules"], start=1):
-        print(
-            f"  rule {number} {'kept  ' if rule['kept'] else 'BROKEN' if number != 5 else 'open  '} {rule['rule']}: {rule['why']}"
-        )
+        state = "kept  " if rule["kept"] else "open  " if number == 5 else "BROKEN"
+        print(f"  rule {number} {state} {rule['rule']}: {rule['why']}")
     for notice in summary["data"]["notices"]:
         print(f"  NOTICE: {notice}")
     if report_path is not None:

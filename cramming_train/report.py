@@ -15,6 +15,10 @@ from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run
 from cramming_train.tracking import effective_events
 
 OURS, REFERENCE, ACCENT = "#1f5fa8", "#b9c3cf", "#d2642a"
+SHOWN = (  # of summary.json
+    "recipe", "device", "seed", "budget_seconds", "train_seconds", "tokens", "optimizer_steps", "tokens_per_second",
+    "model_flops_utilization", "parameters", "train_loss", "validation_loss", "validation_accuracy",
+)  # fmt: skip
 
 
 @command
@@ -50,7 +54,7 @@ def write_report(run: Run) -> Path | None:
         pictures.append(("Learning rate and batch", _schedule_picture(folder, steps)))
         pictures.append(("Throughput", _throughput_picture(folder, steps)))
     scores = _glue_scores(run)
-    if scores is not None:
+    if scores is not None and any(row in scores["tasks"] for row in HEADLINE_ROWS):
         pictures.append(("GLUE", _glue_picture(folder, scores, run.name)))
     page = folder / "report.md"
     page.write_text(_page(run, pictures, scores), encoding="utf-8")
@@ -89,7 +93,8 @@ def _loss_picture(folder: Path, steps, validations, summary: dict[str, Any] | No
     figure, axis = _figure()
     axis.plot(_minutes(steps), _values(steps, "loss"), color=OURS, linewidth=1, alpha=0.7, label="training")
     if validations:
-        axis.plot(_minutes(validations), _values(validations, "loss"), "o-", color=ACCENT, markersize=4, label="held-out")
+        held_out = _values(validations, "loss")
+        axis.plot(_minutes(validations), held_out, "o-", color=ACCENT, markersize=4, label="held-out")
     if summary is not None:
         unigram = summary["data"]["unigram_loss"]
         axis.axhline(unigram, color=REFERENCE, linestyle="--", linewidth=1, label="unigram model")
@@ -149,12 +154,7 @@ def _page(run: Run, pictures: list[tuple[str, Path]], scores: dict[str, Any] | N
     if summary is None:
         lines += ["The run has not ended.", ""]
     else:
-        shown = (
-            "recipe", "device", "seed", "budget_seconds", "train_seconds", "tokens", "optimizer_steps",
-            "tokens_per_second", "model_flops_utilization", "parameters", "train_loss", "validation_loss",
-            "validation_accuracy",
-        )  # fmt: skip
-        lines += ["| | |", "|---|---|", *(f"| {key} | {_number(summary[key])} |" for key in shown)]
+        lines += ["| | |", "|---|---|", *(f"| {key} | {_number(summary[key])} |" for key in SHOWN)]
         lines += [f"| data | {summary['data']['source']} ({summary['data']['rows']:,} rows) |", ""]
         lines += [f"> **{notice}**\n" for notice in summary["data"]["notices"]]
         lines += ["## The rules", ""]
@@ -163,9 +163,19 @@ def _page(run: Run, pictures: list[tuple[str, Path]], scores: dict[str, Any] | N
     for title, path in pictures:
         lines += [f"## {title}", "", f"![{title}]({path.name})", ""]
     if scores is not None:
-        mean = scores["mean"]
-        lines += [f"Mean of the nine values: {'none: not all tasks are complete' if mean is None else f'{100 * mean:.1f}'}"]
+        lines += _score_table(scores)
     return "\n".join(lines) + "\n"
+
+
+def _score_table(scores: dict[str, Any]) -> list[str]:
+    lines = ["| task | metric | median (%) | seeds | train rows | validation rows |", "|---|---|---|---|---|---|"]
+    for name, entry in scores["tasks"].items():
+        mark = "" if entry["complete"] else " (incomplete data)"
+        lines.append(f"| {name}{mark} | {entry['metric']} | {100 * entry['median']:.1f} | {len(entry['values'])} "
+                     f"| {entry['train_rows']:,} | {entry['validation_rows']:,} |")  # fmt: skip
+    mean = scores["mean"]
+    headline = "none: it takes all nine values, complete" if mean is None else f"{100 * mean:.1f}"
+    return [*lines, "", f"Mean of the nine values: {headline}"]
 
 
 def _kept(rule: dict[str, Any]) -> str:

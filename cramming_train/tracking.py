@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, flushed at once, so that a killed run has lost nothing but the present step."""
+"""The log of a run: one JSON object a line, flushed at once, so that a kill loses nothing but the present step."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ full length, that is a view of the packed tokens; else tokens are gathered, and 
 of -inf. Index arithmetic stays on the device: nothing is read back.
 
     P = softmax(scale * Q K^T),  O = dropout(P) V
-    dV = dropout(P)^T dO,  dP = dropout(dO V^T),  dS = P * (dP - rowsum(dP * P)),  dQ = scale * dS K,  dK = scale * dS^T Q
+    dV = dropout(P)^T dO,  dP = dropout(dO V^T),  dS = P * (dP - rowsum(dP * P)),
+    dQ = scale * dS K,  dK = scale * dS^T Q
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def _scores(q, k, layout: _Layout, window, scale: float):
 
 
 def _blocked(layout: _Layout, window, device):
-    """What a query must not see, [B or 1, 1, S, S]: padding keys, and keys out of the window. A padding query sees all."""
+    """What a query must not see, [B or 1, 1, S, S]: padding keys, keys out of the window. A padding query sees all."""
     position = torch.arange(layout.length, device=device)
     blocked = None
     if window is not None and window < layout.length - 1:

@@ -3,7 +3,7 @@
 For a row with logits l (after bias and softcap c * tanh(l / c)), lse = logsumexp(l), target t, n counted rows:
 
     loss = (1 - s) * (lse - l_t) + s * (lse - mean(l)) + z * lse^2
-    dl   = (1 + 2 z lse) * softmax(l) - (1 - s) * onehot_t - s / V          (times 1 / n, and 1 - (l / c)^2 with softcap)
+    dl   = (1 + 2 z lse) * softmax(l) - (1 - s) * onehot_t - s / V     (times 1 / n, and 1 - (l / c)^2 with softcap)
 
 A chunk's logits are turned into softmax and then into dl in place; they never exist for all rows. Scaling by 1 / n is
 applied to the narrow matrices (chunk x N) rather than to the wide one, except in 16 bit, where dl * grad_scale / n is

@@ -1,7 +1,8 @@
 """Cleaning: the same text for the tokenizer, for pretraining and for fine-tuning.
 
-``ascii`` is the original's rule: quotes and dashes unified, lower case, accents stripped, what is still not ASCII dropped,
-spaces collapsed. ``unicode`` keeps every script: NFKC, lower case, control characters dropped, spaces collapsed.
+``ascii`` is the original's rule: quotes and dashes unified, lower case, accents stripped, what is still not ASCII
+dropped, spaces collapsed. ``unicode`` keeps every script: NFKC, lower case, control characters dropped, spaces
+collapsed.
 
 Each rule exists twice by necessity: as a Python function, which is fast on whole documents, and as a normaliser inside
 tokenizer.json, so that the tokenizer alone treats new text as it was treated in training. A test holds them equal.

@@ -2,10 +2,10 @@
 
 ``paragraph``: a paragraph of at least 100 characters that was seen before is cut.
 
-``substring``: repeats of at least n characters are found wherever they stand. Hashes of k-grams (k = n / 2) are thinned by
-winnowing (Schleimer et al. 2003): of every window of n - k + 1 consecutive k-grams the smallest hash is kept, so any two
-equal substrings of n characters share at least one kept k-gram. Later occurrences of a kept k-gram are cut, together
-with what lies between those that are less than n apart.
+``substring``: repeats of at least n characters are found wherever they stand. Hashes of k-grams (k = n / 2) are
+thinned by winnowing (Schleimer et al. 2003): of every window of n - k + 1 consecutive k-grams the smallest hash is
+kept, so any two equal substrings of n characters share at least one kept k-gram. Later occurrences of a kept k-gram
+are cut, together with what lies between those that are less than n apart.
 
 The first occurrence stays, in the order of the corpus; held-out documents count as earlier than all others, so that
 training text never repeats a held-out passage.

@@ -15,7 +15,7 @@ Rope = tuple[torch.Tensor, torch.Tensor] | None
 
 
 class Block(nn.Module):
-    """Parameters of one block. ``norm1`` stands before attention (pre-norm) or after it (post-norm), ``norm2`` with the FFN.
+    """Parameters of one block. ``norm1`` is before attention (pre-norm) or after it (post-norm), ``norm2`` by the FFN.
 
     The rows of ``qkv.weight`` are ordered [3, H, D].
     """

@@ -1,13 +1,15 @@
 """The command as a user types it."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
 
-from cramming_train import evaluate
+from cramming_train import evaluate, report
 from cramming_train.glue import suite
+from cramming_train.glue.results import Scores
 
 QUICK = ["--seeds", "2", "--epochs", "1"]
 
@@ -49,6 +51,32 @@ def test_glue(runs, toy_glue, capsys):
         "GLUE mean: none",
     ):
         assert expected in printed
+
+
+def test_the_run_knows_that_it_was_judged(runs, toy_glue):
+    """Rule five of the summary, and the bars of the report."""
+    pytest.importorskip("matplotlib")
+    folder = runs / "toy"
+    rules = [{"rule": f"rule {number}", "kept": number < 5, "why": "-"} for number in range(1, 6)]
+    shown = dict.fromkeys(report.SHOWN, 1)
+    (folder / "summary.json").write_text(json.dumps({**shown, "rules": rules, "data": {"unigram_loss": 5.0}}))
+    assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", *QUICK) == 0
+    fifth = json.loads((folder / "summary.json").read_text())["rules"][4]
+    assert fifth["kept"] is False and fifth["why"].startswith("judged on cola; missing: ")
+    assert "incomplete data: cola" in fifth["why"]
+    assert (folder / "report" / "glue.png").stat().st_size > 5000
+    assert "glue.png" in (folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "mean", "kept", "why"),
+    [(5, 0.786, True, "GLUE mean 78.6"), (6, 0.786, False, "6 epochs of fine-tuning, more than 5"),
+     (5, None, False, "judged on cola; seeds are lacking")],
+)  # fmt: skip
+def test_the_fifth_rule(recipe, epochs, mean, kept, why):
+    settings = dataclasses.replace(recipe.evaluation, epochs=epochs)
+    verdict, reason = evaluate.judgement(Scores(rows={"cola": {}}, mean=mean), settings)
+    assert verdict is kept and why in reason
 
 
 def test_an_interrupted_evaluation_continues(runs, toy_glue, tmp_path, monkeypatch, capsys):

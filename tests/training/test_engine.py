@@ -99,7 +99,9 @@ def test_a_budget_that_ends_in_the_middle_takes_the_mean_of_what_was_done(small_
 
 
 def test_plans_follow_the_schedules_and_the_tokens_left(small_data):
-    training = Training("t", batch_size=64, micro_batch_size=8, batch_ramp=0.5, masking_rate=0.3, masking_rate_final=0.15)
+    training = Training(
+        "t", batch_size=64, micro_batch_size=8, batch_ramp=0.5, masking_rate=0.3, masking_rate_final=0.15
+    )
     t = trainer(small_data, training)
     assert [t.plan(f).rows(World()) for f in (0.0, 0.1, 0.5, 1.0)] == [8, 16, 64, 64]
     assert t.plan(0.0).learning_rate == pytest.approx(0.25e-3) and t.plan(0.75).learning_rate == pytest.approx(1e-3)
@@ -153,7 +155,11 @@ def test_a_compiled_model_is_used_only_when_it_agrees(small_data):
 
         return forward
 
-    for compiler, words in ((wrong, "loss differs"), (wrong_gradient, "gradient of .*qkv"), (broken, "no compiler here")):
+    for compiler, words in (
+        (wrong, "loss differs"),
+        (wrong_gradient, "gradient of .*qkv"),
+        (broken, "no compiler here"),
+    ):
         t = trainer(small_data)
         t.forward = None
         outcome = compile_checked(t, compiler)

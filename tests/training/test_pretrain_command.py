@@ -175,7 +175,9 @@ def test_bad_input_is_one_clear_line(arguments, status, words, tmp_path, capfd, 
     monkeypatch.setenv("CRAMMING_CACHE", str(tmp_path / "cache"))
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "binary.txt").write_bytes(b"\x7fELF\0\0\0" * 100)
-    (tmp_path / "good.jsonl").write_text("".join(json.dumps({"text": f"word{i} and some more"}) + "\n" for i in range(50)))
+    (tmp_path / "good.jsonl").write_text(
+        "".join(json.dumps({"text": f"word{i} and some more"}) + "\n" for i in range(50))
+    )
     try:
         code = main(arguments)
     except SystemExit as stop:  # argparse
@@ -193,7 +195,11 @@ def test_resume_keeps_the_runs_settings(finished, place):
     assert result.returncode == 2 and "used up its budget" in result.stderr
     (folder / "summary.json").rename(folder / "summary.kept")
     try:
-        for extra, words in ((["--tokens", 5], "--tokens"), (["--seed", 8], "--seed"), (["--recipe", "bert-tiny"], "--recipe")):
+        for extra, words in (
+            (["--tokens", 5], "--tokens"),
+            (["--seed", 8], "--seed"),
+            (["--recipe", "bert-tiny"], "--recipe"),
+        ):
             result = run("pretrain", "--resume", "--name", "first", *extra, tmp_path=place)
             assert result.returncode == 2 and words in result.stderr, result.stderr
     finally:

@@ -66,7 +66,10 @@ def test_trackers_get_the_numbers_of_steps_and_validations(tmp_path):
     log.write("validation", step=4, loss=2.5)
     log.write("checkpoint", step=4)
     log.close()
-    assert memory.seen == [({"train/step": 4.0, "train/loss": 1.5}, 4), ({"validation/step": 4.0, "validation/loss": 2.5}, 4)]
+    assert memory.seen == [
+        ({"train/step": 4.0, "train/loss": 1.5}, 4),
+        ({"validation/step": 4.0, "validation/loss": 2.5}, 4),
+    ]
     assert memory.closed
 
 
