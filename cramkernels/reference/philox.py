@@ -54,11 +54,13 @@ def elementwise_keep(seed: torch.Tensor, rows: int, columns: int, dropout_p: flo
     return words.flatten(1)[:, :columns] >= keep_threshold(dropout_p)
 
 
-def attention_keep(seed: torch.Tensor, starts_B: torch.Tensor, heads: int, length: int, dropout_p: float):
+def attention_keep(
+    seed: torch.Tensor, starts_B: torch.Tensor, heads: int, length: int, dropout_p: float, first_head: int = 0
+):
     """Mask of kept probabilities, bool [B, H, S, S], of sequences that begin at packed rows ``starts_B``."""
     device = seed.device
     start = starts_B.to(torch.int64).view(-1, 1, 1, 1)
-    head = torch.arange(heads, device=device).view(1, -1, 1, 1)
+    head = torch.arange(first_head, first_head + heads, device=device).view(1, -1, 1, 1)
     query = start + torch.arange(length, device=device).view(1, 1, -1, 1)
     # the blocks of four columns that cover [start, start + S): at most one more than S / 4 rounded up
     block = start // 4 + torch.arange((length + 3) // 4 + 1, device=device).view(1, 1, 1, -1)

@@ -18,7 +18,7 @@ class Workers:
     """A pool of processes for the whole pipeline. With one process everything runs in this one."""
 
     def __init__(self, processes: int | None = None):
-        self.processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        self.processes = processes or _usable_cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -51,6 +51,12 @@ class Workers:
             raise RunError(
                 "a worker process was killed, probably for want of memory; run with fewer --processes"
             ) from None
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # Linux: fewer than the machine's where a container is limited
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start_worker() -> None:

@@ -1,0 +1,255 @@
+"""The cases of every operation: one list per family, shared by tests of the reference, tests of kernels and benchmarks.
+
+A case knows its operation, its sizes, dtypes and options, and makes its arguments: ``case.arguments(device)`` are the
+keyword arguments of ``getattr(cramkernels, case.op)``. Values are random, drawn from the case's own name.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+
+FP64, FP32, FP16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+DTYPES = (FP32, FP16, BF16)
+SHORT = {FP64: "fp64", FP32: "fp32", FP16: "fp16", BF16: "bf16"}
+
+# The arguments that have a gradient.
+DIFFERENTIABLE = {
+    "attention": ("qkv_T3HD",),
+    "rotary": ("qkv_T3HD",),
+    "layer_norm": ("x", "weight", "bias"),
+    "add_layer_norm": ("x", "residual", "weight", "bias"),
+    "layer_norm_gelu": ("x", "weight", "bias"),
+    "gelu_layer_norm": ("x", "weight", "bias", "linear_bias"),
+    "geglu": ("x_2F", "linear_bias"),
+    "mlm_loss": ("hidden_TN", "weight_VN", "bias"),
+}
+Options = tuple[tuple[str, object], ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all cases share. ``options`` are passed on; fields say how tensors are made."""
+
+    op: str
+    dtype: torch.dtype
+    parameter_dtype: torch.dtype | None = None  # None: that of the activations
+    options: Options = ()
+
+    def __str__(self) -> str:
+        described = [self.op, SHORT[self.dtype]]
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("op", "dtype", "options") or value == item.default:
+                continue
+            text = SHORT[value] if isinstance(value, torch.dtype) else str(value).replace(" ", "")
+            described.append(f"{item.name}={text}")
+        return "-".join(described + [f"{name}={value}" for name, value in self.options])
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(str(self).encode()))
+
+    def parameter(self, generator: torch.Generator, *shape: int, around: float = 0.0, spread: float = 0.5):
+        values = torch.randn(*shape, generator=generator, dtype=FP64) * spread + around
+        return values.to(self.parameter_dtype or self.dtype)
+
+    def in_double(self) -> Case:
+        """The same case in fp64."""
+        return replace(self, dtype=FP64, parameter_dtype=None)
+
+    def tensors(self, generator: torch.Generator) -> dict:
+        raise NotImplementedError
+
+    def arguments(self, device: str = "cpu") -> dict:
+        """Keyword arguments of the operation."""
+        made = {**self.tensors(self.generator()), **dict(self.options)}
+        return {name: to_device(value, device) for name, value in made.items()}
+
+
+def to_device(value, device: str):
+    if isinstance(value, tuple):
+        return tuple(to_device(part, device) for part in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+@dataclass(frozen=True)
+class AttentionCase(Case):
+    """``outside``: tokens before the first sequence and after the last one."""
+
+    lengths: tuple[int, ...] = ()
+    heads: int = 2
+    head_dim: int = 16
+    outside: tuple[int, int] = (0, 0)
+    rope: bool = False
+    spread: float = 1.0
+
+    def tensors(self, generator):
+        before, after = self.outside
+        tokens = before + sum(self.lengths) + after
+        qkv = torch.randn(tokens, 3, self.heads, self.head_dim, generator=generator, dtype=FP64) * self.spread
+        made = {"qkv_T3HD": qkv.to(self.dtype), "cu_seqlens": cumulative(self.lengths, before)}
+        longest = max(self.lengths, default=0)
+        tables = rope_tables(longest + 3, self.head_dim, generator)
+        if self.op == "rotary":
+            return {**made, "cos": tables[0], "sin": tables[1]}
+        return {**made, "max_seqlen": longest, **({"rope": tables} if self.rope else {})}
+
+
+def cumulative(lengths, start: int = 0) -> torch.Tensor:
+    """cu_seqlens of sequences of these lengths, the first of which begins at ``start``."""
+    return torch.tensor([start, *lengths]).cumsum(0).to(torch.int32)
+
+
+def rope_tables(length: int, head_dim: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cos, sin) of random angles: any mix-up of positions or of pairs shows."""
+    angles = torch.rand(length, head_dim // 2, generator=generator) * 6.28
+    return angles.cos(), angles.sin()
+
+
+@dataclass(frozen=True)
+class RowCase(Case):
+    """Norms and GEGLU: rows of ``shape[-1]`` features. ``offset`` is a mean far from zero."""
+
+    shape: tuple[int, ...] = (4, 32)
+    bias: bool = True
+    linear_bias: bool = False
+    residual_dtype: torch.dtype | None = None
+    offset: float = 0.0
+    eps: float = 1e-6
+
+    def tensors(self, generator):
+        width = self.shape[-1]
+        x = (torch.randn(*self.shape, generator=generator, dtype=FP64) * 1.5 + self.offset).to(self.dtype)
+        linear_bias = {"linear_bias": self.parameter(generator, width)} if self.linear_bias else {}
+        if self.op == "geglu":
+            return {"x_2F": x, **linear_bias}
+        made = {"x": x, "weight": self.parameter(generator, width, around=1.0), "eps": self.eps, **linear_bias}
+        if self.bias:
+            made["bias"] = self.parameter(generator, width)
+        if self.op == "add_layer_norm":
+            residual = torch.randn(*self.shape, generator=generator, dtype=FP64)
+            made["residual"] = residual.to(self.residual_dtype or self.dtype)
+        return made
+
+    def in_double(self):
+        return replace(super().in_double(), residual_dtype=None)
+
+
+@dataclass(frozen=True)
+class LossCase(Case):
+    """``tokens`` rows of hidden states, of which ``masked`` (all, in order, if None) are predicted."""
+
+    tokens: int = 12
+    masked: int | None = None
+    hidden: int = 32
+    vocabulary: int = 101
+    bias: bool = True
+    ignored: float = 0.25  # share of rows
+    ignore_index: int = -100
+    spread: float = field(default=0.4)
+
+    def tensors(self, generator):
+        hidden = torch.randn(self.tokens, self.hidden, generator=generator, dtype=FP64).to(self.dtype)
+        weight = self.parameter(generator, self.vocabulary, self.hidden, spread=self.spread)
+        rows = self.tokens if self.masked is None else self.masked
+        labels = torch.randint(0, self.vocabulary, (rows,), generator=generator)
+        labels[torch.rand(rows, generator=generator) < self.ignored] = self.ignore_index
+        made = {"hidden_TN": hidden, "weight_VN": weight, "labels_M": labels, "ignore_index": self.ignore_index}
+        if self.masked is not None:  # drawn with repetition: duplicates are legal
+            made["positions_M"] = torch.randint(0, max(self.tokens, 1), (rows,), generator=generator)
+        if self.bias:
+            made["bias"] = self.parameter(generator, self.vocabulary)
+        return made
+
+
+ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(), heads=2, head_dim=8),
+    dict(lengths=(0, 0), heads=1, head_dim=4),
+    dict(lengths=(1,), heads=1, head_dim=2),
+    dict(lengths=(3, 1, 7), heads=3, head_dim=16),
+    dict(lengths=(0, 4, 0, 9, 0), heads=2, head_dim=32, outside=(2, 3)),
+    dict(lengths=(33, 100, 17), heads=2, head_dim=64),
+    dict(lengths=(128, 128), heads=2, head_dim=64),
+    dict(lengths=(24, 24), heads=2, head_dim=16, spread=6.0),  # peaked probabilities
+)
+ATTENTION_VARIANTS: tuple[dict, ...] = (
+    dict(rope=True),
+    dict(options=(("window", 0),)),
+    dict(options=(("window", 3),)),
+    dict(options=(("scale", 0.3),)),
+    dict(options=(("dropout_p", 0.25), ("seed", 11))),
+    dict(rope=True, options=(("window", 5), ("scale", 0.2), ("dropout_p", 0.1), ("seed", 2**40 + 3))),
+)
+RAGGED, DENSE = dict(lengths=(13, 0, 6, 21), heads=2, head_dim=16, outside=(1, 2)), dict(lengths=(19, 19, 19))
+ATTENTION_CASES = [AttentionCase("attention", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES] + [
+    AttentionCase("attention", dtype, **shape, **variant)
+    for variant in ATTENTION_VARIANTS
+    for shape in (RAGGED, DENSE)
+    for dtype in DTYPES
+]
+ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES]
+
+NORMS = ("layer_norm", "add_layer_norm", "layer_norm_gelu", "gelu_layer_norm")
+NORM_SHAPES = ((0, 32), (1, 32), (7, 33), (5, 768), (2, 3, 1000), (9, 1024))
+NORM_VARIANTS: tuple[dict, ...] = (
+    dict(bias=False),
+    dict(offset=30.0),
+    dict(eps=1e-3),
+)
+TANH: Options = (("approximate", "tanh"),)
+NORM_CASES = (
+    [RowCase(op, dtype, shape=shape) for op in NORMS for shape in NORM_SHAPES for dtype in DTYPES]
+    + [RowCase(op, dtype, shape=(6, 65), **v) for op in NORMS for v in NORM_VARIANTS for dtype in DTYPES]
+    + [RowCase(op, dtype, FP32, shape=(6, 96)) for op in NORMS for dtype in (FP16, BF16)]
+    + [RowCase(op, dtype, shape=(6, 65), options=TANH) for op in NORMS[2:] for dtype in DTYPES]
+    + [RowCase("gelu_layer_norm", dtype, shape=(6, 65), linear_bias=True) for dtype in DTYPES]
+    + [RowCase("gelu_layer_norm", dtype, FP32, shape=(6, 65), linear_bias=True) for dtype in (FP16, BF16)]
+    + [RowCase("add_layer_norm", dtype, FP32, shape=(6, 65), residual_dtype=FP32) for dtype in (FP16, BF16)]
+    + [
+        RowCase("add_layer_norm", dtype, shape=(9, 65), options=(("dropout_p", 0.3), ("seed", -7)))
+        for dtype in DTYPES
+    ]
+)
+GEGLU_CASES = [
+    RowCase("geglu", dtype, shape=shape) for shape in ((0, 64), (1, 2), (7, 66), (2, 3, 2000)) for dtype in DTYPES
+] + [
+    RowCase("geglu", dtype, shape=(5, 130), linear_bias=linear_bias, options=(("approximate", how), ("gate", gate)))
+    for linear_bias in (False, True)
+    for how in ("none", "tanh")
+    for gate in ("first", "second")
+    for dtype in DTYPES
+]
+
+LOSS_VARIANTS: tuple[dict, ...] = (
+    dict(bias=False),
+    dict(ignored=0.0),
+    dict(ignored=1.0),
+    dict(ignore_index=3),
+    dict(options=(("z_loss", 1e-2),)),
+    dict(options=(("label_smoothing", 0.1),)),
+    dict(options=(("softcap", 4.0),)),
+    dict(options=(("mode", "recompute"),)),
+    dict(options=(("logits_bytes", 1),)),  # one row at a time
+    dict(options=(("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0), ("logits_bytes", 1300))),
+    dict(options=(("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0), ("mode", "recompute"))),
+)
+LOSS_SHAPES: tuple[dict, ...] = (
+    dict(tokens=0),
+    dict(tokens=1, ignored=0.0),
+    dict(tokens=9, masked=0),
+    dict(tokens=30, masked=17, vocabulary=1000, hidden=33),
+    dict(tokens=64, masked=40, vocabulary=1024, hidden=128),
+)
+MLM_LOSS_CASES = (
+    [LossCase("mlm_loss", dtype, **shape) for shape in LOSS_SHAPES for dtype in DTYPES]
+    + [LossCase("mlm_loss", dtype, masked=21, **variant) for variant in LOSS_VARIANTS for dtype in DTYPES]
+    + [
+        LossCase("mlm_loss", dtype, FP32, masked=21, options=(("grad_scale", 1024.0), ("mode", mode)))
+        for mode in ("chunked", "recompute")
+        for dtype in DTYPES
+    ]
+)
+
+ALL_CASES = [*ATTENTION_CASES, *ROTARY_CASES, *NORM_CASES, *GEGLU_CASES, *MLM_LOSS_CASES]

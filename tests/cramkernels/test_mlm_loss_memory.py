@@ -1,0 +1,74 @@
+"""The logits never exist whole: the largest tensor of a step is bounded by the budget or by a parameter."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cramkernels import mlm_loss
+from tests.cramkernels import oracle
+from tests.cramkernels.strategies import random
+
+ROWS, VOCABULARY, WIDTH = 2048, 4096, 8  # logits: 32 MiB in fp32
+WHOLE = ROWS * VOCABULARY * 4
+BUDGET = 1 << 20
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches the storage of everything that any operator, in forward or backward, returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+def largest_tensor_of_a_step(function, dtype, **options):
+    hidden = random(ROWS, WIDTH, seed=1, dtype=dtype).requires_grad_()
+    weight = random(VOCABULARY, WIDTH, seed=2, dtype=dtype).requires_grad_()
+    bias = random(VOCABULARY, seed=3, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, VOCABULARY, (ROWS,), generator=torch.Generator().manual_seed(4))
+    with LargestTensor() as watched:
+        loss = function(hidden, weight, labels, bias=bias, **options)[0]
+        torch.autograd.grad(loss, (hidden, weight, bias))
+    return watched.bytes
+
+
+def test_the_watch_sees_whole_logits():
+    assert largest_tensor_of_a_step(oracle.mlm_loss, torch.float32) >= WHOLE
+
+
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(z_loss=0.1, label_smoothing=0.1, softcap=5.0)], ids=["plain", "all"])
+def test_no_tensor_exceeds_the_budget(mode, dtype, options):
+    assert max(ROWS, VOCABULARY) * WIDTH * 4 < BUDGET  # so that hidden states and parameters do not hide logits
+    assert largest_tensor_of_a_step(mlm_loss, dtype, mode=mode, logits_bytes=BUDGET, **options) <= BUDGET
+
+
+def test_a_budget_below_one_row_holds_one_row():
+    hidden, weight = random(3, WIDTH, seed=1), random(VOCABULARY, WIDTH, seed=2)
+    with LargestTensor() as watched:
+        mlm_loss(hidden, weight, torch.zeros(3, dtype=torch.int64), logits_bytes=1)
+    assert watched.bytes <= max(VOCABULARY * 8, weight.nbytes)
+
+
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+def test_nothing_of_the_size_of_a_chunk_is_kept_for_the_backward(mode):
+    """"chunked" keeps the gradients of its parameters, "recompute" its inputs and one number per row."""
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor.nbytes)
+        return tensor
+
+    hidden, weight = (random(n, WIDTH, seed=n, dtype=torch.float32).requires_grad_() for n in (ROWS, VOCABULARY))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mlm_loss(hidden, weight, torch.zeros(ROWS, dtype=torch.int64), mode=mode)
+    assert saved and sum(saved) <= hidden.nbytes + weight.nbytes + 2 * ROWS * 8
