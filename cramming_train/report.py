@@ -21,13 +21,18 @@ SHOWN = (  # of summary.json
 )  # fmt: skip
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
     parser = argparse.ArgumentParser(prog="python -m cramming_train.report", description=__doc__)
     parser.add_argument("--run", default="latest", help="latest, a run's name, or its path")
     parser.add_argument("--out", type=Path, default=DEFAULT_RUNS_DIR, help="folder of runs (default ./runs)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    arguments = build_parser().parse_args(argv)
     path = write_report(find_run(arguments.run, arguments.out))
     if path is None:
         raise RunError("no pictures without matplotlib: pip install matplotlib")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -38,11 +39,11 @@ class Writer:
         self.random = random.Random(seed)
         syllables = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "ing", "ou", "y")]
         self.lexicon = ["".join(self.random.choices(syllables, k=self.random.choice((1, 2, 2, 3)))) for _ in range(words)]
-        self._weights = [1 / (rank + 3) for rank in range(words)]
+        self._weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(words)))
 
     def sentence(self) -> str:
         """3 to 18 words with a capital and an end."""
-        words = self.random.choices(self.lexicon, self._weights, k=self.random.randint(3, 18))
+        words = self.random.choices(self.lexicon, cum_weights=self._weights, k=self.random.randint(3, 18))
         if len(words) > 8:
             words[4] += ","
         return " ".join(words).capitalize() + self.random.choice(".....?!")

@@ -44,9 +44,7 @@ def test_paragraphs(seed, tmp_path):
     write(tmp_path / "text" / "validation.jsonl", held_out)
     prepared = prepare(tmp_path / "text", small(deduplicate="paragraph"), tmp_path)
     expected, cuts = without_repeats(training, held_out)
-    assert 100 < cuts == prepared.metadata["repeats_cut"] - sum(
-        0 for _ in held_out
-    ), "held-out text itself is never cut"
+    assert 100 < cuts == prepared.metadata["repeats_cut"]
     assert np.array_equal(all_rows(prepared.train), packed([tokens_of(prepared, t) for t in expected], 24))
     assert np.array_equal(all_rows(prepared.validation), packed([tokens_of(prepared, t) for t in held_out], 24))
 
@@ -158,6 +156,7 @@ def test_cut_spans(text, spans, gap):
 
 
 def test_content_hash_is_spread_evenly_and_stable():
+    """What is held back hangs on it, so it may not change from one version to the next."""
     values = [dedup.content_hash(f"text {i}") for i in range(4000)]
     assert abs(sum(value < 2**60 for value in values) - 250) < 80
-    assert dedup.content_hash("naïve\n東京") == 11364911404044283338 or isinstance(dedup.content_hash("a"), int)
+    assert dedup.content_hash("naïve\n東京") == 15_142_233_753_170_010_752

@@ -40,7 +40,8 @@ def test_another_column(kind, documents, tmp_path):
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_plain_text_is_cut_at_blank_lines_and_nothing_is_lost(compression, tmp_path):
-    paragraphs = [Writer(2).paragraph() for _ in range(300)]  # about 70,000 characters
+    writer = Writer(2)
+    paragraphs = [writer.paragraph() for _ in range(300)]  # about 70,000 characters
     path = write(tmp_path / f"book.txt{compression}", paragraphs)
     found = list(read_documents(path, "text"))
     assert len(found) > 3
@@ -61,7 +62,8 @@ def test_plain_text_longer_than_one_block_keeps_every_word(tmp_path):
 
 
 def test_plain_text_without_a_blank_line_still_streams(tmp_path):
-    lines = [Writer(4).sentence() for _ in range(60_000)]
+    writer = Writer(4)
+    lines = [writer.sentence() for _ in range(50_000)]
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(lines))
     found = list(read_documents(path, "text"))

@@ -1,0 +1,67 @@
+"""The whole path as a user walks it, on real text: prepare, pretrain, evaluate, report. About four minutes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHARED
+from tests.glue.conftest import write_tsv
+from tests.training.helpers import run, summary
+
+TOKENS = 650_000
+MARGIN = 0.05  # nats below the unigram model; 0.2 is usual
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("day")
+
+
+@pytest.fixture(scope="module")
+def day(place) -> Path:
+    """The default model trained on a fixed number of tokens; the run's folder."""
+    corpus = SHARED / "data" / "corpus"
+    source = corpus.resolve() if corpus.is_dir() else "embedded"
+    prepared = run("prepare", "--data", source, "--out", "rows", tmp_path=place)
+    assert prepared.returncode == 0, prepared.stderr
+    trained = run("pretrain", "--data", "rows", "--tokens", TOKENS, "--name", "day", tmp_path=place, timeout=1500)
+    assert trained.returncode == 0, trained.stderr
+    return place / "runs" / "day"
+
+
+def test_it_learns_more_than_word_frequencies(day):
+    content = summary(day)
+    assert content["tokens"] >= TOKENS and content["parameters"] == 11_015_169
+    assert content["validation_loss"] < content["data"]["unigram_loss"] - MARGIN
+    steps = [json.loads(line) for line in (day / "log.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in steps if event["event"] == "step"]
+    assert losses[0] > 10 and min(losses) < losses[0] - 3, "ln 32768 is 10.4"
+
+
+def test_the_machine_is_used(day):
+    """Half of the machine's own matrix rate would do on a quiet machine; a busy one gets some room."""
+    assert summary(day)["model_flops_utilization"] > 0.25
+
+
+def test_evaluate_and_report_follow(day, place):
+    """The held-out loss is that of the end of training; RTE's first rows stand for a task of GLUE."""
+    judged = run("evaluate", "--run", "day", "--suite", "mlm", tmp_path=place)
+    assert judged.returncode == 0, judged.stderr
+    content = json.loads((day / "evaluation" / "mlm.json").read_text())
+    assert content["loss"] == pytest.approx(summary(day)["validation_loss"], abs=0.1)
+
+    pairs = [(f"sentence {n} says that word {n % 7}", f"word {n % 7} is said by {n}", n % 2) for n in range(64)]
+    columns = {name: [pair[i] for pair in pairs] for i, name in enumerate(("sentence1", "sentence2", "label"))}
+    for split in ("train", "validation"):
+        write_tsv(place / "glue" / "rte" / f"{split}.tsv.gz", columns)
+    tuned = run("evaluate", "--tasks", "rte", "--glue-dir", "glue", "--seeds", 1, "--epochs", 1, tmp_path=place)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "INCOMPLETE" in tuned.stdout and "GLUE mean: none" in tuned.stdout
+    assert "judged on rte" in summary(day)["rules"][4]["why"]
+
+    shutil.rmtree(day / "report")
+    assert run("report", tmp_path=place).returncode == 0
+    for picture in ("loss", "schedule", "throughput", "glue"):
+        assert (day / "report" / f"{picture}.png").read_bytes().startswith(b"\x89PNG"), picture
