@@ -1,5 +1,44 @@
 """Build entry point. Metadata lives in pyproject.toml; torch is never needed to build."""
 
-from setuptools import setup
+import sys
+from pathlib import Path
 
-setup()
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+import native_build  # noqa: E402
+
+
+class BuildLibrary(build_ext):
+    """Compiles csrc/ into the package where there is an nvcc; else the package is pure Python, and says so."""
+
+    def run(self):
+        self.built = []
+        if native_build.mode() == "off":
+            return print("CRAMKERNELS_CUDA=off: no CUDA kernels are built")
+        nvcc = native_build.find_nvcc()
+        if nvcc is None:
+            if native_build.mode() == "force":
+                raise native_build.BuildError("CRAMKERNELS_CUDA=force, but there is no nvcc: set CUDACXX or CUDA_HOME")
+            return print("no nvcc: no CUDA kernels are built (set CUDACXX or CUDA_HOME if there is one)")
+        editable = self.inplace or self.editable_mode
+        output = (ROOT if editable else Path(self.build_lib)) / "cramkernels" / native_build.LIBRARY
+        architectures = native_build.choose_architectures(nvcc, everywhere=not editable)
+        print(f"{nvcc}: compiling csrc/ for sm_{', sm_'.join(map(str, architectures))}")
+        native_build.build(nvcc, architectures, ROOT / "build" / "native", output)
+        self.built = [str(output)]
+
+    def get_outputs(self):
+        return self.built
+
+    def get_output_mapping(self):
+        return {}
+
+
+setup(
+    ext_modules=[Extension("cramkernels.native", sources=[])],
+    cmdclass={"build_ext": BuildLibrary},
+)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from cramkernels import library
+
 FAMILIES = {
     "attention": "attention",
     "rotary": "attention",
@@ -106,7 +108,7 @@ def _obstacle(backend: str, op: str, dtype: torch.dtype, device: torch.device) -
     """Why this backend cannot serve, or None."""
     if backend == "reference":
         return None
-    if device.type != "cuda":
+    if device.type != "cuda" and not (backend == "cuda" and library.hook_installed()):
         return f"{device.type} tensors"
     if dtype == torch.float64:
         return "float64"

@@ -36,7 +36,10 @@ def make_operator(
     """
     forward_op = torch.library.custom_op(f"cramkernels::{name}", forward, mutates_args=())
     forward_op.register_fake(forward_fake)
-    backward_op = torch.library.custom_op(f"cramkernels::{name}_backward", backward, mutates_args=())
+    backward_schema = torch.library.infer_schema(backward, mutates_args=())
+    backward_op = torch.library.custom_op(
+        f"cramkernels::{name}_backward", _unshared(backward), mutates_args=(), schema=backward_schema
+    )
     backward_op.register_fake(backward_fake)
 
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -70,6 +73,23 @@ def make_operator(
         return EagerFunction.apply(*inputs)
 
     return call
+
+
+def _unshared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A registered operator's outputs must not be its inputs or each other; eager autograd does not mind."""
+
+    def with_own_outputs(*inputs: Any) -> Any:
+        outputs = function(*inputs)
+        if isinstance(outputs, torch.Tensor):
+            return outputs
+        seen = {id(x) for x in inputs if isinstance(x, torch.Tensor)}
+        own = []
+        for output in outputs:
+            own.append(output.clone() if id(output) in seen else output)
+            seen.add(id(output))
+        return tuple(own)
+
+    return with_own_outputs
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager:

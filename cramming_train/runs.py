@@ -57,7 +57,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """recipe.json: the whole recipe, and the seed, budget and data that the run was started with."""
-        return _read_json(self.path / RECIPE_FILE)
+        return read_json(self.path / RECIPE_FILE)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -71,7 +71,7 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """summary.json, or None where the run has not ended."""
         path = self.path / SUMMARY_FILE
-        return _read_json(path) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer that the run's rows were made with."""
@@ -82,7 +82,11 @@ class Run:
 
     def prepared(self) -> PreparedData:
         """The prepared data of the run."""
-        return open_prepared(Path(self.settings["data"]["path"]))
+        try:
+            path = Path(self.settings["data"]["path"])
+        except (KeyError, TypeError):
+            raise RunError(f"{self.path / RECIPE_FILE}: does not say where the prepared data is") from None
+        return open_prepared(path)
 
     def load_model(self, device: torch.device | str = "cpu") -> MaskedLM:
         """The model with the weights of the newest checkpoint, in evaluation mode."""
@@ -132,7 +136,8 @@ def _last_written(run: Run) -> float:
     return max(path.stat().st_mtime for path in newest if path.exists())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; RunError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

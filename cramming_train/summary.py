@@ -40,11 +40,13 @@ def rules(summary: dict[str, Any], metadata: dict[str, Any], evaluated: bool) ->
     epochs = summary["epochs"]
     repeats = f"; the rows were used {epochs:.1f} times" if epochs > 1 else ""
     source = metadata["source"]
+    tokenizer_why = "the tokenizer was trained on the same text"
     text_kept, text_why = True, f"raw text from {source}; not compared with the GLUE sets{repeats}"
     if metadata["source_kind"] == "embedded":
         text_why = f"documentation text of this machine's Python packages: demonstration data{repeats}"
     if metadata["source_kind"] == "rows":
         text_why = f"rows prepared by others ({source}), taken at their word{repeats}"
+        tokenizer_why = "the rows' own tokenizer, taken at its makers' word"
     world, seconds = summary["processes"], summary["train_seconds"]
     over_time = seconds > DAY_SECONDS
     hardware = f"{world} process(es) on {summary['device']}, {seconds:,.0f} seconds"
@@ -58,7 +60,7 @@ def rules(summary: dict[str, Any], metadata: dict[str, Any], evaluated: bool) ->
         _rule(
             "no pretrained model in any part of the pipeline",
             True,
-            "the tokenizer was trained on the same text",
+            tokenizer_why,
         ),
         _rule("any raw text except downstream data", text_kept, text_why),
         _rule("one GPU, 24 hours", world == 1 and not over_time, hardware),

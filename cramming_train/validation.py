@@ -28,8 +28,8 @@ def held_out_loss(
     """Mean cross-entropy (nats) and accuracy over the masked positions of held-out rows.
 
     15 % of the positions of every row, of these 80 % shown as <mask>, 10 % as random ids, 10 % unchanged (BERT's
-    rule), dropout off. Masks are drawn on the CPU from the row numbers alone: the same for every model and machine.
-    With ``max_rows`` the rows are spread evenly over all held-out rows.
+    rule), dropout off. Masks are drawn on the CPU from a row's place among the evaluated rows alone: the same for every
+    model and machine. With ``max_rows`` the rows are spread evenly over all held-out rows.
 
     Returns:
         loss, accuracy, tokens (predicted positions), rows (evaluated rows).

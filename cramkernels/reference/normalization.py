@@ -43,7 +43,8 @@ def layer_norm_backward(grad, x, weight, bias, mean, rstd):
 
 def add_layer_norm_forward(x, residual, weight, bias, eps: float, dropout_p: float, seed):
     """(LN(r), r, mean, rstd) with r = dropout(x) + residual; y has x's dtype, r the promoted one."""
-    new_residual = _dropout(x, dropout_p, seed) + residual
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    new_residual = (_dropout(widen(x), dropout_p, seed) + widen(residual)).to(dtype)
     y, mean, rstd = layer_norm_forward(new_residual, weight, bias, eps)
     return y.to(x.dtype), new_residual, mean, rstd
 
@@ -65,10 +66,14 @@ def add_layer_norm_backward(
     if grad_y is None:
         dr, dweight, dbias = grad_residual, torch.zeros_like(weight), _or_empty(_zeros_like(bias), bias)
     else:
-        dr, dweight, dbias = layer_norm_backward(grad_y.to(new_residual.dtype), new_residual, weight, bias, mean, rstd)
+        dr, dweight, dbias = layer_norm_backward(widen(grad_y), widen(new_residual), weight, bias, mean, rstd)
         if grad_residual is not None:
             dr = dr.add_(grad_residual)
-    return _dropout(dr, dropout_p, seed).to(x_dtype), dr.to(residual_dtype), dweight, dbias
+    if dropout_p == 0.0 and x_dtype == residual_dtype:
+        dx = dresidual = dr.to(x_dtype)
+    else:
+        dx, dresidual = _dropout(widen(dr), dropout_p, seed).to(x_dtype), dr.to(residual_dtype)
+    return dx, dresidual, dweight, dbias
 
 
 def layer_norm_gelu_forward(x, weight, bias, eps: float, approximate: str):

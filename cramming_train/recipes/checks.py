@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -10,10 +11,25 @@ def _label(recipe: Any, field: str) -> str:
 
 
 def check_positive(recipe: Any, *fields: str) -> None:
-    """Every field > 0."""
+    """Every field > 0 and finite."""
     for field in fields:
-        if not getattr(recipe, field) > 0:
+        if not 0 < getattr(recipe, field) < math.inf:
             raise ValueError(f"{_label(recipe, field)}: got {getattr(recipe, field)}, want a positive number")
+
+
+def check_positive_or_none(recipe: Any, *fields: str) -> None:
+    """Every field None, or > 0 and finite."""
+    for field in fields:
+        value = getattr(recipe, field)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{_label(recipe, field)}: got {value}, want a positive number or null")
+
+
+def check_not_negative(recipe: Any, *fields: str) -> None:
+    """Every field >= 0 and finite."""
+    for field in fields:
+        if not 0 <= getattr(recipe, field) < math.inf:
+            raise ValueError(f"{_label(recipe, field)}: got {getattr(recipe, field)}, want a number >= 0")
 
 
 def check_share(recipe: Any, *fields: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cramming_train.recipes.checks import check_choice, check_positive, check_share
+from cramming_train.recipes.checks import check_choice, check_positive, check_positive_or_none, check_share
 
 ORDERS = ("sentence-length-curriculum", "unigram", "word-length", "random", "none")
 
@@ -36,10 +36,7 @@ class Data:
             raise ValueError(f"data.row_length: got {self.row_length}, want at least 8")
         if self.substring_characters < 20:
             raise ValueError(f"data.substring_characters: got {self.substring_characters}, want at least 20")
-        for field in ("compression_threshold", "max_rows"):
-            value = getattr(self, field)
-            if value is not None and not value > 0:
-                raise ValueError(f"data.{field}: got {value}, want a positive number or null")
+        check_positive_or_none(self, "compression_threshold", "max_rows")
 
 
 DATASETS = {d.name: d for d in (Data("crammed"),)}

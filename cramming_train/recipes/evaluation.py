@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cramming_train.recipes.checks import check_betas, check_choice, check_positive, check_share
+from cramming_train.recipes.checks import check_betas, check_choice, check_not_negative, check_positive, check_share
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class Evaluation:
         check_positive(self, "learning_rate", "eps", "batch_size", "epochs", "max_length", "classifier_hidden", "seeds")
         check_share(self, "warmup", "dropout")
         check_betas(self)
-        if self.weight_decay < 0:
-            raise ValueError(f"evaluation.weight_decay: got {self.weight_decay}, want a number >= 0")
+        check_not_negative(self, "weight_decay")
 
 
 EVALUATIONS = {

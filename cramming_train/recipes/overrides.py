@@ -59,7 +59,7 @@ def _resolve(key: str) -> tuple[str, dataclasses.Field]:
     if len(matches) == 1:
         return fields[matches[0]]
     if matches:
-        raise UsageError(f"--set {key}: {' and '.join(matches)} both exist; say which")
+        raise UsageError(f"--set {key}: could be {' or '.join(matches)}; say which")
     candidates = list(fields) + [full.split(".")[1] for full in fields] + list(PARTS)
     raise UsageError(f"--set {key}: no such key{did_you_mean(key, candidates)}")
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cramming_train.optim.schedules import SCHEDULES
-from cramming_train.recipes.checks import check_betas, check_choice, check_positive, check_share
+from cramming_train.recipes.checks import (
+    check_betas,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_positive_or_none,
+    check_share,
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,8 @@ class Training:
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
         check_betas(self)
-        if self.weight_decay < 0:
-            raise ValueError(f"training.weight_decay: got {self.weight_decay}, want a number >= 0")
-        if self.grad_clip is not None and not self.grad_clip > 0:
-            raise ValueError(f"training.grad_clip: got {self.grad_clip}, want a positive number or null")
+        check_not_negative(self, "weight_decay")
+        check_positive_or_none(self, "grad_clip")
         if not 0 <= self.batch_ramp <= 1:
             raise ValueError(f"training.batch_ramp: got {self.batch_ramp}, want a number in [0, 1]")
         if self.random_share + self.keep_share > 1:

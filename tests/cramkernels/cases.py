@@ -7,7 +7,7 @@ keyword arguments of ``getattr(cramkernels, case.op)``. Values are random, drawn
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -148,7 +148,7 @@ class LossCase(Case):
     bias: bool = True
     ignored: float = 0.25  # share of rows
     ignore_index: int = -100
-    spread: float = field(default=0.4)
+    spread: float = 0.4
 
     def tensors(self, generator):
         hidden = torch.randn(self.tokens, self.hidden, generator=generator, dtype=FP64).to(self.dtype)
@@ -193,11 +193,7 @@ ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_S
 
 NORMS = ("layer_norm", "add_layer_norm", "layer_norm_gelu", "gelu_layer_norm")
 NORM_SHAPES = ((0, 32), (1, 32), (7, 33), (5, 768), (2, 3, 1000), (9, 1024))
-NORM_VARIANTS: tuple[dict, ...] = (
-    dict(bias=False),
-    dict(offset=30.0),
-    dict(eps=1e-3),
-)
+NORM_VARIANTS: tuple[dict, ...] = (dict(bias=False), dict(offset=30.0), dict(eps=1e-3))
 TANH: Options = (("approximate", "tanh"),)
 NORM_CASES = (
     [RowCase(op, dtype, shape=shape) for op in NORMS for shape in NORM_SHAPES for dtype in DTYPES]
@@ -207,10 +203,7 @@ NORM_CASES = (
     + [RowCase("gelu_layer_norm", dtype, shape=(6, 65), linear_bias=True) for dtype in DTYPES]
     + [RowCase("gelu_layer_norm", dtype, FP32, shape=(6, 65), linear_bias=True) for dtype in (FP16, BF16)]
     + [RowCase("add_layer_norm", dtype, FP32, shape=(6, 65), residual_dtype=FP32) for dtype in (FP16, BF16)]
-    + [
-        RowCase("add_layer_norm", dtype, shape=(9, 65), options=(("dropout_p", 0.3), ("seed", -7)))
-        for dtype in DTYPES
-    ]
+    + [RowCase("add_layer_norm", dtype, shape=(9, 65), options=(("dropout_p", 0.3), ("seed", -7))) for dtype in DTYPES]
 )
 GEGLU_CASES = [
     RowCase("geglu", dtype, shape=shape) for shape in ((0, 64), (1, 2), (7, 66), (2, 3, 2000)) for dtype in DTYPES
@@ -240,7 +233,7 @@ LOSS_SHAPES: tuple[dict, ...] = (
     dict(tokens=1, ignored=0.0),
     dict(tokens=9, masked=0),
     dict(tokens=30, masked=17, vocabulary=1000, hidden=33),
-    dict(tokens=64, masked=40, vocabulary=1024, hidden=128),
+    dict(tokens=64, masked=40, vocabulary=1024, hidden=128, spread=0.1),
 )
 MLM_LOSS_CASES = (
     [LossCase("mlm_loss", dtype, **shape) for shape in LOSS_SHAPES for dtype in DTYPES]

@@ -52,7 +52,7 @@ def in_double(value):
 
 
 def evaluate(function: Callable, case: Case, arguments: dict) -> Results:
-    """Call, then pull a random gradient back. The gradient is the same, rounded to the case's dtype, for every caller."""
+    """Call, then pull a random gradient back: the same one, rounded to the case's dtype, for every caller."""
     leaves = {
         name: arguments[name].detach().clone().requires_grad_()
         for name in DIFFERENTIABLE[case.op]

@@ -1,4 +1,4 @@
-"""Philox4x32-10 in Python integers, written from the paper (Salmon et al. 2011), to check the tensor version against."""
+"""Philox4x32-10 in Python integers, written from the paper (Salmon et al. 2011), to check the tensor version."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ lengths = st.lists(st.integers(0, 9), min_size=1, max_size=5)
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Standard normal values."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def packed(lengths: list[int], seed: int, heads: int = 2, head_dim: int = 8, dtype=torch.float64):

@@ -38,7 +38,8 @@ class Writer:
     def __init__(self, seed: int, words: int = 700):
         self.random = random.Random(seed)
         syllables = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "ing", "ou", "y")]
-        self.lexicon = ["".join(self.random.choices(syllables, k=self.random.choice((1, 2, 2, 3)))) for _ in range(words)]
+        sizes = self.random.choices((1, 2, 2, 3), k=words)
+        self.lexicon = ["".join(self.random.choices(syllables, k=size)) for size in sizes]
         self._weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(words)))
 
     def sentence(self) -> str:

@@ -111,8 +111,9 @@ def test_column_that_holds_no_text(name, capsys, tmp_path, documents):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_compressed_file_cut_short(compression, share, capsys, tmp_path, documents):
-    data = pack(encode(documents, ".jsonl"), compression)
+def test_compressed_file_cut_short(compression, share, capsys, tmp_path):
+    """Long enough that its beginning can be read: half a corpus must not pass for the whole."""
+    data = pack(encode(Writer(12).documents(600), ".jsonl"), compression)
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(data[: int(len(data) * share)])
     assert f"{path.name}: the compressed file is damaged or cut short" in fails(capsys, tmp_path, path, status=1)

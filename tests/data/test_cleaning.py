@@ -7,7 +7,8 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+import tokenizers
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from cramming_train.data.cleaning import RULES, clean_counted, clean_text, cleaner, normalizer
@@ -22,13 +23,27 @@ _tricky = st.sampled_from(
 TEXTS = st.text(st.one_of(_assigned, _tricky, _tricky), max_size=40)
 
 
+def same_tables(text: str) -> bool:
+    """The two libraries bring tables of different versions of Unicode; a few dozen rare characters differ by that."""
+    return all(
+        library.normalize_str(text) == unicodedata.normalize(form, text)
+        for form, library in (("NFKC", tokenizers.normalizers.NFKC()), ("NFD", tokenizers.normalizers.NFD()))
+    )
+
+
+def test_tables_differ_in_few_characters():
+    points = (chr(code) for code in range(sys.maxunicode + 1))
+    different = [c for c in points if unicodedata.category(c) not in ("Cn", "Cs", "Co") and not same_tables(c)]
+    assert len(different) < 200 and all(ord(c) > 0x2E80 for c in different)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_character_on_its_own_and_inside_a_word(rule):
     """All of Unicode that this Python knows."""
     different = []
     for code in range(sys.maxunicode + 1):
         character = chr(code)
-        if unicodedata.category(character) in ("Cn", "Cs", "Co"):
+        if unicodedata.category(character) in ("Cn", "Cs", "Co") or not same_tables(character):
             continue
         text = f"{character} a{character}b"
         if clean_text(text, rule) != NORMALIZERS[rule].normalize_str(text):
@@ -43,6 +58,7 @@ def test_every_character_on_its_own_and_inside_a_word(rule):
 @example(text="e\u0301\u0328 x\u0328\u0301")
 @example(text="\u1fef`´ quoted")
 def test_fast_cleaning_is_the_normaliser(rule, text):
+    assume(same_tables(text))
     assert clean_text(text, rule) == NORMALIZERS[rule].normalize_str(text)
 
 

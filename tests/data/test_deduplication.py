@@ -116,6 +116,23 @@ def test_no_repeat_of_the_length_is_left(length, tmp_path):
     assert sum(map(len, left)) < sum(map(len, documents))
 
 
+@pytest.mark.parametrize("length", [20, 51, 100])
+def test_repeats_are_cut_nearly_whole(length, tmp_path):
+    """Of a passage stays at most what a window of the winnowing leaves at either end, and all that is around it."""
+    chosen = random.Random(length)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    passage = "".join(chosen.choices(letters, k=length + 70))
+    digits = ["".join(chosen.choices("0123456789", k=150)) for _ in range(18)]
+    own = [chr(0x3B1 + number) for number in range(9)]  # at the edges, so that no repeat reaches beyond the passage
+    around = [(before + edge, edge + after) for before, after, edge in zip(digits[:9], digits[9:], own, strict=True)]
+    left = cut_all([before + passage + after for before, after in around], length, tmp_path)
+    assert left[0] == around[0][0] + passage + around[0][1]
+    margin = length - length // 2
+    for text, (before, after) in zip(left[1:], around[1:], strict=True):
+        assert text.startswith(before) and text.endswith(after)
+        assert len(text) - len(before) - len(after) <= 2 * margin
+
+
 def test_text_that_repeats_nowhere_is_not_touched(tmp_path):
     documents, _ = planted(5, 60, 40)
     chosen = random.Random(6)

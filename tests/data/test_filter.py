@@ -39,6 +39,19 @@ def test_kept_documents(source, threshold, tmp_path):
     assert np.array_equal(all_rows(prepared.train), packed([tokens_of(prepared, t) for t in kept], 24))
 
 
+@pytest.mark.parametrize("offset", [-0.5, 0, 0.5])
+def test_threshold_beside_one_document(source, offset, tmp_path):
+    """A document of n tokens, and a threshold of n tokens less a half, exactly, and more a half."""
+    folder, documents = source
+    prepared = prepare(folder, small(vocab_size=512), tmp_path)
+    counts = {text: len(tokens_of(prepared, text)) - 1 for text in documents}
+    middle = sorted(documents, key=lambda text: counts[text] / len(cleaned(text)))[100]
+    threshold = (counts[middle] + offset) / len(cleaned(middle))
+    expected = sum(counts[text] >= threshold * len(cleaned(text)) for text in documents)
+    filtered = prepare(folder, small(vocab_size=512, compression_threshold=threshold), tmp_path)
+    assert 0 < filtered.metadata["documents_filtered"] == expected < len(documents)
+
+
 def test_noise_goes_and_text_stays(source, tmp_path):
     folder, documents = source
     prepared = prepare(folder, small(vocab_size=1024, compression_threshold=0.5), tmp_path)

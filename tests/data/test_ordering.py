@@ -90,10 +90,10 @@ def sorted_on_disk(rows: np.ndarray, keys: np.ndarray, folder) -> np.ndarray:
 def test_sort_on_disk(kind, bucket_rows, tmp_path, monkeypatch):
     """Stable, whatever fits into memory."""
     random = np.random.default_rng(7)
-    rows = random.integers(0, 60_000, (1237, 11)).astype(np.uint16)
+    rows = random.integers(0, 60_000, (537, 11)).astype(np.uint16)
     keys = KEYS[kind](random, len(rows))
     monkeypatch.setattr(ordering, "BUCKET_BYTES", bucket_rows * 22)
-    monkeypatch.setattr(ordering, "BLOCK_ROWS", 100)
+    monkeypatch.setattr(ordering, "BLOCK_ROWS", 50)
     expected = rows[np.argsort(keys, kind="stable")]
     assert np.array_equal(sorted_on_disk(rows, keys, tmp_path / "sort"), expected)
     assert not [path for path in (tmp_path / "sort").iterdir() if path.is_dir()], "scratch is removed"

@@ -69,7 +69,7 @@ def test_other_programs_can_open_it(stored):
     loaded = datasets.load_from_disk(str(folder))
     assert loaded.column_names == ["input_ids"] and len(loaded) == len(expected)
     assert loaded[17]["input_ids"] == expected[17].tolist()
-    assert loaded.with_format("numpy")[:]["input_ids"].dtype == expected.dtype
+    assert loaded.features["input_ids"].feature.dtype == expected.dtype.name
 
 
 def test_limit_and_checksum(tmp_path):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from cramming_train.data.special_tokens import (
-    BOS_ID, CLS_ID, EOS_ID, MASK_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID,
+    BOS_ID,
+    CLS_ID,
+    EOS_ID,
+    MASK_ID,
+    PAD_ID,
+    SEP_ID,
+    SPECIAL_TOKENS,
+    UNK_ID,
 )  # fmt: skip
 from cramming_train.data.tokenizer import load_tokenizer, train_tokenizer
 from cramming_train.errors import RunError, UsageError

@@ -107,7 +107,7 @@ def test_only_a_validation_file(tmp_path):
     write(tmp_path / "text" / "validation.jsonl", Writer(79).documents(150))
     with pytest.raises(UsageError) as error:
         prepare(tmp_path / "text", small(), tmp_path)
-    assert "validation" in str(error.value) or "training" in str(error.value), "says that there is nothing to train on"
+    assert "validation" in str(error.value) or "training" in str(error.value), "says that nothing is left to train on"
 
 
 def test_one_document_cannot_be_split(tmp_path):

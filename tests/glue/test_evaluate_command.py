@@ -59,7 +59,8 @@ def test_the_run_knows_that_it_was_judged(runs, toy_glue):
     folder = runs / "toy"
     rules = [{"rule": f"rule {number}", "kept": number < 5, "why": "-"} for number in range(1, 6)]
     shown = dict.fromkeys(report.SHOWN, 1)
-    (folder / "summary.json").write_text(json.dumps({**shown, "rules": rules, "data": {"unigram_loss": 5.0}}))
+    data = {"source": "text", "rows": 9, "notices": [], "unigram_loss": 5.0}
+    (folder / "summary.json").write_text(json.dumps({**shown, "rules": rules, "data": data}))
     assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", *QUICK) == 0
     fifth = json.loads((folder / "summary.json").read_text())["rules"][4]
     assert fifth["kept"] is False and fifth["why"].startswith("judged on cola; missing: ")

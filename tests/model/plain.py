@@ -1,4 +1,4 @@
-"""The masked LM once more, in plain PyTorch: padded rows, nothing fused, nothing of the package but names and weights."""
+"""The masked LM once more, in plain PyTorch: padded rows, nothing fused; the package gives names and weights alone."""
 
 from __future__ import annotations
 

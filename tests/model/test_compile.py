@@ -7,16 +7,26 @@ import torch
 
 from tests.model.cases import gradients, random_batch, random_model, small
 
+CASES = {
+    "no dropout": (small("crammed-bert", layers=1), [None, None]),
+    # seeds are tensors, so that a new one is no new constant
+    "dropout": (
+        small("crammed-bert", layers=1, positions="rope", dropout=0.2),
+        [torch.tensor(2**60), torch.tensor(2**60 + 1)],
+    ),
+}
+
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
-def test_one_graph_equals_eager():
-    """With dropout, by tensors of seeds: a new seed, and a new batch, must not compile again."""
-    architecture = small("crammed-bert", layers=1, positions="rope", dropout=0.2)
+@pytest.mark.parametrize("case", CASES)
+def test_one_graph_equals_eager(case):
+    """A second batch, and a second seed, must not compile again."""
+    architecture, seeds = CASES[case]
     model = random_model(architecture, dtype=torch.float32)
+    torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True)
-    for number, stance in enumerate(("default", "fail_on_recompile")):
+    for number, (seed, stance) in enumerate(zip(seeds, ("default", "fail_on_recompile"), strict=True)):
         batch = random_batch(architecture, seed=number)
-        seed = torch.tensor(2**60 + number)
         expected = model(*batch.arguments, dropout_seed=seed)
         expected_gradients = gradients(model, expected.loss)
         with torch.compiler.set_stance(stance):

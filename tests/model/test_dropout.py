@@ -106,12 +106,12 @@ def test_the_masked_rows_alone_drop_as_much():
     model, batch = random_model(architecture), random_batch(architecture)
     with torch.no_grad():
         pairs = [(float(model(*batch.arguments, dropout_seed=seed).loss), float(loss_of_every_row(model, batch, seed)))
-                 for seed in range(0, 60_000, 100)]  # fmt: skip
+                 for seed in range(0, 20_000, 100)]  # fmt: skip
     rows_alone, every_row = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     difference = rows_alone - every_row
     assert difference.abs().max() > 1e-3
     assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5
-    assert float(rows_alone.std() / every_row.std()) == pytest.approx(1, abs=0.15)
+    assert float(rows_alone.std() / every_row.std()) == pytest.approx(1, abs=0.25)
 
 
 def test_seeds_count_up_and_only_where_something_drops():

@@ -1,0 +1,71 @@
+// The C ABI between Python and the kernels: plain structs, status codes, no torch, no allocation, no synchronisation.
+//
+// Every entry point takes one argument block and a CUDA stream. Status: 0 is success, a positive value is a cudaError_t,
+// a negative one of ck_status. The structs are mirrored by cramkernels/cuda/arguments.py; CK_ABI guards the pair.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define CK_ABI 1
+#define CK_API extern "C" __attribute__((visibility("default")))
+
+enum ck_status { CK_BAD_DTYPE = -1, CK_BAD_SHAPE = -2 };
+
+enum ck_dtype { CK_F32 = 0, CK_F16 = 1, CK_BF16 = 2 };
+
+enum ck_norm_op { CK_LAYER_NORM = 0, CK_ADD_LAYER_NORM = 1, CK_LAYER_NORM_GELU = 2, CK_GELU_LAYER_NORM = 3 };
+
+// One row operation over x [rows, width]; null where a tensor does not take part.
+//
+// Forward reads x, residual, parameters; writes y, new_residual, mean, rstd.
+// Backward reads grad, grad_residual, x (the new residual for ADD_LAYER_NORM), mean, rstd, parameters; writes dx,
+// dresidual and one partial row per CTA and parameter into partials [parameters][ctas][width], which ck_norm_reduce sums.
+struct ck_norm_args {
+    const void *x, *residual, *weight, *bias, *linear_bias, *grad, *grad_residual;
+    const int64_t *seed;
+    void *y, *new_residual, *dx, *dresidual;
+    float *mean, *rstd, *partials;
+    int64_t rows;
+    int32_t width, op, dtype, residual_dtype, parameter_dtype, tanh, ctas, reserved;
+    float eps, keep_scale;
+    uint32_t drop_threshold, padding;
+};
+
+// x [rows, 2 * width] -> y [rows, width]; gate_first: the first half goes through the GELU.
+// Backward writes dx [rows, 2 * width] and, with a bias, partials [1][ctas][2 * width].
+struct ck_geglu_args {
+    const void *x, *bias, *grad;
+    void *y, *dx;
+    float *partials;
+    int64_t rows;
+    int32_t width, dtype, parameter_dtype, tanh, gate_first, ctas;
+};
+
+// Sums partials [count][ctas][width] over the CTAs, in their order, into out[i] [width].
+struct ck_reduce_args {
+    const float *partials;
+    void *out[3];
+    int32_t count, ctas, width, dtype;
+};
+
+// A launch as the hook sees it.
+struct ck_launch {
+    const char *symbol;
+    uint32_t grid[3], block[3], shared_bytes, argument_bytes;
+    const void *arguments;
+};
+
+typedef void (*ck_hook)(const ck_launch *);
+
+CK_API int ck_abi(void);
+CK_API const char *ck_architectures(void);   // such as "75,80,86"
+CK_API const char *ck_error_string(int status);
+CK_API int ck_driver_version(void);          // 0 where there is no driver
+CK_API void ck_set_launch_hook(ck_hook hook);  // null: launch on the device
+
+CK_API int ck_norm_forward(const ck_norm_args *args, void *stream);
+CK_API int ck_norm_backward(const ck_norm_args *args, void *stream);
+CK_API int ck_norm_reduce(const ck_reduce_args *args, void *stream);
+CK_API int ck_geglu_forward(const ck_geglu_args *args, void *stream);
+CK_API int ck_geglu_backward(const ck_geglu_args *args, void *stream);

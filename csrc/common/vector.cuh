@@ -1,0 +1,104 @@
+// Global memory in 16-byte pieces, arithmetic in fp32.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <stdint.h>
+
+#include "../api.h"
+
+namespace ck {
+
+template <typename T>
+inline constexpr int kPerAccess = 16 / sizeof(T);  // elements of one 16-byte access
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+// Two neighbours in one 32-bit word
+template <typename T>
+__device__ __forceinline__ uint32_t pack2(float a, float b);
+template <>
+__device__ __forceinline__ uint32_t pack2<__half>(float a, float b) {
+    const __half2 both = __floats2half2_rn(a, b);
+    return reinterpret_cast<const uint32_t &>(both);
+}
+template <>
+__device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float a, float b) {
+    const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+    return reinterpret_cast<const uint32_t &>(both);
+}
+
+template <typename T>
+__device__ __forceinline__ float2 unpack2(uint32_t word);
+template <>
+__device__ __forceinline__ float2 unpack2<__half>(uint32_t word) {
+    return __half22float2(reinterpret_cast<const __half2 &>(word));
+}
+template <>
+__device__ __forceinline__ float2 unpack2<__nv_bfloat16>(uint32_t word) {
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+
+// COUNT elements from p, which is aligned to 16 bytes unless COUNT is 1.
+template <int COUNT, typename T>
+__device__ __forceinline__ void load(const T *p, float (&out)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        out[0] = to_float(*p);
+    } else if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            const float4 v = *reinterpret_cast<const float4 *>(p + i);
+            out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
+        }
+    } else if constexpr (COUNT == 4) {  // fp32 elsewhere in the kernel sets the count: half an access
+        const uint2 v = *reinterpret_cast<const uint2 *>(p);
+        const float2 a = unpack2<T>(v.x), b = unpack2<T>(v.y);
+        out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
+    } else {
+        const uint4 v = *reinterpret_cast<const uint4 *>(p);
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float2 pair = unpack2<T>(words[i]);
+            out[2 * i] = pair.x, out[2 * i + 1] = pair.y;
+        }
+    }
+}
+
+template <int COUNT, typename T>
+__device__ __forceinline__ void store(T *p, const float (&in)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        *p = from_float<T>(in[0]);
+    } else if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4)
+            *reinterpret_cast<float4 *>(p + i) = make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
+    } else {
+        static_assert(COUNT == 8);
+        *reinterpret_cast<uint4 *>(p) = make_uint4(pack2<T>(in[0], in[1]), pack2<T>(in[2], in[3]),
+                                                   pack2<T>(in[4], in[5]), pack2<T>(in[6], in[7]));
+    }
+}
+
+// A parameter vector is of the activations' type T or fp32: a branch that is the same for the whole launch.
+template <typename T, int COUNT>
+__device__ __forceinline__ void load_parameter(const void *p, int dtype, int column, float (&out)[COUNT]) {
+    if (sizeof(T) == 4 || dtype == CK_F32)
+        load(static_cast<const float *>(p) + column, out);
+    else
+        load(static_cast<const T *>(p) + column, out);
+}
+
+}  // namespace ck

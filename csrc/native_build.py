@@ -1,0 +1,158 @@
+"""Compiling csrc/ with nvcc into one shared library with a plain C ABI. Needs the standard library alone.
+
+Environment:
+    CRAMKERNELS_CUDA        "auto" (default): with nvcc, compile; "force": fail where that cannot be done; "off": never.
+    CRAMKERNELS_CUDA_ARCHS  architectures such as "86" or "80,90"; by default the present GPU's, all where there is no
+                            GPU or a wheel is made.
+    CUDACXX, CUDA_HOME      where nvcc is, before PATH and pip's nvidia packages.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+LIBRARY = "libcramkernels.so"
+ARCHITECTURES = (75, 80, 86, 89, 90, 120)
+FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+# A driver newer than the toolkit serves; 13.0 wants driver 580
+PIP_NVCC = [
+    f"{name}>=13,<13.1" for name in ("nvidia-cuda-nvcc", "nvidia-cuda-runtime", "nvidia-cuda-crt", "nvidia-nvvm")
+] + ["nvidia-cuda-cccl>=13,<13.1"]
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built; the message says why and what to do."""
+
+
+def mode() -> str:
+    """CRAMKERNELS_CUDA, checked."""
+    value = os.environ.get("CRAMKERNELS_CUDA", "auto")
+    if value not in ("auto", "force", "off"):
+        raise BuildError(f"CRAMKERNELS_CUDA: got {value!r}, want auto, force or off")
+    return value
+
+
+def pip_requirements() -> list[str]:
+    """What pip has to bring before a build: nvcc, where it is wanted and the machine has none."""
+    wanted = mode() == "force" or (mode() == "auto" and has_driver())
+    return PIP_NVCC if wanted and _machine_nvcc() is None else []
+
+
+def has_driver() -> bool:
+    """NVIDIA's driver library is installed."""
+    return ctypes.util.find_library("cuda") is not None
+
+
+def find_nvcc() -> Path | None:
+    """The machine's nvcc, or pip's."""
+    return _machine_nvcc() or _pip_nvcc()
+
+
+def _machine_nvcc() -> Path | None:
+    places = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    if os.environ.get("CUDA_HOME"):
+        places.insert(1, str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"))
+    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+
+
+def _pip_nvcc() -> Path | None:
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        found = sorted(Path(folder).glob("*/bin/nvcc"))
+        if found:
+            return found[-1]
+    return None
+
+
+def known_architectures(nvcc: Path) -> list[int]:
+    """Those of ours that this nvcc compiles for."""
+    listed = _run([nvcc, "--list-gpu-arch"])
+    known = {int(number) for number in re.findall(r"compute_(\d+)", listed)}
+    return [architecture for architecture in ARCHITECTURES if architecture in known]
+
+
+def choose_architectures(nvcc: Path, *, everywhere: bool) -> list[int]:
+    """CRAMKERNELS_CUDA_ARCHS, else the present GPUs', else (or ``everywhere``) all known ones."""
+    known = known_architectures(nvcc)
+    asked = os.environ.get("CRAMKERNELS_CUDA_ARCHS")
+    if asked:
+        try:
+            chosen = sorted({int(number) for number in re.split(r"[,; ]+", asked.strip())})
+        except ValueError:
+            raise BuildError(f"CRAMKERNELS_CUDA_ARCHS: got {asked!r}, want numbers such as 80,86") from None
+        if not set(chosen) <= set(known):
+            raise BuildError(f"CRAMKERNELS_CUDA_ARCHS: got {asked!r}, want some of {known} ({nvcc})")
+        return chosen
+    present = [] if everywhere else [number for number in _present_gpus() if number in known]
+    return present or known
+
+
+def _present_gpus() -> list[int]:
+    try:
+        listed = _run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    except (BuildError, OSError):
+        return []
+    return sorted({int(line.replace(".", "")) for line in listed.split() if re.fullmatch(r"\d+\.\d", line)})
+
+
+def build(nvcc: Path, architectures: list[int], work: Path, output: Path) -> None:
+    """Compile what has changed since the last build in ``work``, several files at a time, and link ``output``."""
+    work = work / "-".join(map(str, architectures))
+    work.mkdir(parents=True, exist_ok=True)
+    flags = [*FLAGS, f'-DCK_ARCHITECTURES="{",".join(map(str, architectures))}"', *_code_flags(architectures)]
+    command = [str(nvcc), *flags]
+    sources = sorted(SOURCES.rglob("*.cu"))
+    objects = [work / f"{source.relative_to(SOURCES).as_posix().replace('/', '-')}.o" for source in sources]
+    stale = [pair for pair in zip(sources, objects, strict=True) if _is_stale(*pair, command)]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(lambda pair: _compile(command, *pair), stale))
+    if stale or not output.exists():
+        output.parent.mkdir(parents=True, exist_ok=True)
+        linked = work / LIBRARY
+        # -cudart static: the driver is looked for at the first launch, not when the library is loaded
+        _run([nvcc, *_code_flags(architectures), "-shared", "-cudart", "static", *_library_paths(nvcc),
+              "-o", linked, *objects])  # fmt: skip
+        shutil.copyfile(linked, output.with_suffix(".new"))
+        os.replace(output.with_suffix(".new"), output)  # never change a library that a process has mapped
+
+
+def _code_flags(architectures: list[int]) -> list[str]:
+    newest = architectures[-1]
+    real = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    return [*real, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def _library_paths(nvcc: Path) -> list[str]:
+    """pip's packages keep libraries in lib, where nvcc looks in lib64."""
+    folder = nvcc.resolve().parent.parent / "lib"
+    return [f"-L{folder}"] if (folder / "libcudart_static.a").exists() else []
+
+
+def _is_stale(source: Path, made: Path, command: list[str]) -> bool:
+    note, dependencies = made.with_suffix(".command"), made.with_suffix(".d")
+    if not (made.exists() and note.exists() and dependencies.exists()) or note.read_text() != " ".join(command):
+        return True
+    named = re.findall(r"(?:\\ |\S)+", dependencies.read_text().partition(":")[2].replace("\\\n", " "))
+    age = made.stat().st_mtime
+    return any(not Path(name).exists() or Path(name).stat().st_mtime > age for name in named)
+
+
+def _compile(command: list[str], source: Path, made: Path) -> None:
+    _run([*command, "-MD", "-MF", made.with_suffix(".d"), "-c", source, "-o", made])
+    made.with_suffix(".command").write_text(" ".join(command))
+
+
+def _run(command: list) -> str:
+    words = [str(word) for word in command]
+    result = subprocess.run(words, capture_output=True, text=True)
+    if result.returncode:
+        raise BuildError(f"{' '.join(words)}\n{result.stdout}{result.stderr}")
+    return result.stdout

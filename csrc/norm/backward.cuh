@@ -1,0 +1,172 @@
+// Backward of LayerNorm and its fusions, with g the gradient of the norm's output and x^ its normalised input:
+//
+//     gw = g * weight,   dx = rstd * (gw - mean(gw) - x^ * mean(gw * x^))
+//     dweight = sum over rows of g * x^,   dbias = sum over rows of g
+//
+// One read of each input, one write of each output. A CTA walks over rows with its share of the parameter gradients in
+// registers and writes one partial row for each parameter at the end; reduce.cu sums those in a fixed order. Nothing of
+// the GELU was saved: it is computed again.
+#pragma once
+
+#include "../common/gelu.cuh"
+#include "../common/philox.cuh"
+#include "../common/reduce.cuh"
+#include "layout.cuh"
+
+namespace ck {
+
+// A parameter during the walk over rows: in shared memory where a warp owns a row, for its registers are full then; else
+// in registers (HELD), or, where those are full too, read again for each row, out of the L1 cache.
+template <typename T, typename L, bool HELD>
+struct Parameter {
+    static constexpr int V = L::kVectors, C = L::kCount;
+    static constexpr bool kRegisters = HELD && !L::kOneWarp;
+    const void *source;
+    int dtype;
+    const float *shared;
+    float held[kRegisters ? V : 1][C];
+
+    __device__ void fetch(const void *p, int parameter_dtype, int width, float *memory) {
+        source = p, dtype = parameter_dtype, shared = memory;
+        if constexpr (L::kOneWarp) {
+            for (int column = threadIdx.x * C; column < width; column += L::kThreads * C) {
+                float piece[C];
+                load_parameter<T>(p, dtype, column, piece);
+                store(memory + column, piece);
+            }
+        } else if constexpr (kRegisters) {
+#pragma unroll
+            for (int v = 0; v < V; ++v)
+                if (L::column(v) < width) load_parameter<T>(p, dtype, L::column(v), held[v]);
+        }
+    }
+
+    __device__ void get(int v, float (&out)[C]) const {
+        if constexpr (L::kOneWarp) {
+            load(shared + L::column(v), out);
+        } else if constexpr (kRegisters) {
+#pragma unroll
+            for (int c = 0; c < C; ++c) out[c] = held[v][c];
+        } else {
+            load_parameter<T>(source, dtype, L::column(v), out);
+        }
+    }
+};
+
+// Sums the four warps' registers in their order and writes them, or writes them as they are where threads own columns.
+template <typename L>
+__device__ __forceinline__ void write_partial(const float (&sums)[L::kVectors][L::kCount], float *memory, float *out,
+                                              int width) {
+    constexpr int V = L::kVectors, C = L::kCount;
+    if constexpr (L::kOneWarp) {
+#pragma unroll
+        for (int turn = 0; turn < L::kRows; ++turn) {
+            __syncthreads();
+            if (threadIdx.x / 32 != turn) continue;
+#pragma unroll
+            for (int v = 0; v < V; ++v) {
+                if (L::column(v) >= width) continue;
+                float total[C] = {};
+                if (turn > 0) load(memory + L::column(v), total);
+#pragma unroll
+                for (int c = 0; c < C; ++c) total[c] += sums[v][c];
+                store(turn + 1 < L::kRows ? memory + L::column(v) : out + L::column(v), total);
+            }
+        }
+    } else {
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+            if (L::column(v) < width) store(out + L::column(v), sums[v]);
+    }
+}
+
+template <typename T, typename R, int OP, int CAPACITY>
+__device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
+    using L = Layout<T, CAPACITY>;
+    constexpr int V = L::kVectors, C = L::kCount;
+    constexpr bool kAccurate = sizeof(T) == 4, kGeluFirst = OP == CK_GELU_LAYER_NORM, kGeluLast = OP == CK_LAYER_NORM_GELU;
+    constexpr int kShared = L::kOneWarp ? L::kCapacity : 1;
+    __shared__ float slots[2][2][L::kWarps];
+    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][kShared];
+    const int width = a.width;
+    const float inverse_width = 1.0f / width;
+
+    // other: the norm's bias for LAYER_NORM_GELU, the linear bias for GELU_LAYER_NORM
+    Parameter<T, L, !kGeluFirst> weight, other;
+    weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
+    const void *const other_source = kGeluFirst ? a.linear_bias : kGeluLast ? a.bias : nullptr;
+    if (other_source) other.fetch(other_source, a.parameter_dtype, width, memory[kGeluFirst || kGeluLast]);
+    if constexpr (L::kOneWarp) __syncthreads();
+    const uint64_t seed = OP == CK_ADD_LAYER_NORM && a.drop_threshold ? *a.seed : 0;
+
+    float dweight[V][C] = {}, dbias[V][C] = {}, dlinear[kGeluFirst ? V : 1][C] = {};
+    int parity = 0;
+    for (int64_t row = L::first_row(); row < a.rows; row += L::row_step(), parity ^= 1) {
+        const int64_t start = row * width;
+        const float mean = a.mean[row], rstd = a.rstd[row];
+        float g[V][C] = {}, normal[V][C] = {}, slope[kGeluFirst ? V : 1][C];
+        float sum = 0.0f, product = 0.0f;  // of gw, of gw * x^
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            const int column = L::column(v);
+            if (column >= width) continue;
+            float w[C], b[C] = {};
+            weight.get(v, w);
+            if (other_source) other.get(v, b);
+            load(static_cast<const T *>(a.grad) + start + column, g[v]);
+            load(static_cast<const R *>(a.x) + start + column, normal[v]);
+#pragma unroll
+            for (int c = 0; c < C; ++c) {
+                if constexpr (kGeluFirst) {
+                    const Gelu activated = gelu<kAccurate>(normal[v][c] + b[c], a.tanh);
+                    normal[v][c] = activated.value;
+                    slope[v][c] = activated.slope;
+                }
+                normal[v][c] = (normal[v][c] - mean) * rstd;
+                if constexpr (kGeluLast) g[v][c] *= gelu<kAccurate>(fmaf(normal[v][c], w[c], b[c]), a.tanh).slope;
+                dweight[v][c] = fmaf(g[v][c], normal[v][c], dweight[v][c]);
+                dbias[v][c] += g[v][c];
+                g[v][c] *= w[c];
+                sum += g[v][c];
+                product = fmaf(g[v][c], normal[v][c], product);
+            }
+        }
+        row_sums<L::kWarps>(sum, product, slots[parity]);
+        sum *= inverse_width, product *= inverse_width;
+
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+            const int column = L::column(v);
+            if (column >= width) continue;
+            float dx[C];
+#pragma unroll
+            for (int c = 0; c < C; ++c) {
+                dx[c] = rstd * (g[v][c] - fmaf(normal[v][c], product, sum));
+                if constexpr (kGeluFirst) {
+                    dx[c] *= slope[v][c];
+                    dlinear[v][c] += dx[c];
+                }
+            }
+            if constexpr (OP == CK_ADD_LAYER_NORM) {
+                if (a.grad_residual) {
+                    float more[C];
+                    load(static_cast<const R *>(a.grad_residual) + start + column, more);
+#pragma unroll
+                    for (int c = 0; c < C; ++c) dx[c] += more[c];
+                }
+                if (a.dresidual) store(static_cast<R *>(a.dresidual) + start + column, dx);
+                if (a.drop_threshold) drop(dx, row, column, seed, a.drop_threshold, a.keep_scale);
+            }
+            store(static_cast<T *>(a.dx) + start + column, dx);
+        }
+    }
+
+    const int64_t plane = static_cast<int64_t>(gridDim.x) * width;  // of one parameter
+    float *out = a.partials + static_cast<int64_t>(blockIdx.x) * width;
+    write_partial<L>(dweight, memory[0], out, width);
+    if (a.bias) write_partial<L>(dbias, memory[0], out += plane, width);
+    if constexpr (kGeluFirst)
+        if (a.linear_bias) write_partial<L>(dlinear, memory[0], out + plane, width);
+}
+
+}  // namespace ck

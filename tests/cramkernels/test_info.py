@@ -1,0 +1,44 @@
+"""``python -m cramkernels.info``."""
+
+import subprocess
+import sys
+
+import torch
+
+from cramkernels import backend_for
+from cramkernels.dispatch import OPERATIONS
+from cramkernels.info import devices, report
+
+
+def test_the_command(tmp_path):
+    """One line per operation and device: its backend and the reason; no warning on the way."""
+    run = subprocess.run([sys.executable, "-m", "cramkernels.info"], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "Warning" not in run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith("python ") and f"torch {torch.__version__}" in lines[0]
+    assert lines[1].startswith("triton: ")
+    for op in OPERATIONS:
+        choice = backend_for(op, dtype=torch.float32, device="cpu")
+        assert any(line.split()[:2] == [op, choice.backend] and choice.reason in line for line in lines), op
+    assert ("no CUDA device" in run.stdout) == (not torch.cuda.is_available())
+
+
+def test_devices_are_listed_with_the_dtype_that_training_uses(monkeypatch):
+    """Two cards: bf16 where there is bf16, else fp16."""
+    capabilities = {0: (7, 5), 1: (9, 0)}
+
+    def capability(device):
+        return capabilities[device if isinstance(device, int) else torch.device(device).index]
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
+    found = devices()
+    assert [(str(device), dtype) for device, dtype, _ in found] == [
+        ("cpu", torch.float32), ("cuda:0", torch.float16), ("cuda:1", torch.bfloat16),
+    ]  # fmt: skip
+    assert found[1][2] == "Card 0, sm_75" and found[2][2] == "Card 1, sm_90"
+    text = report()
+    assert "cuda:0 (Card 0, sm_75), torch.float16:" in text and "no CUDA device" not in text
