@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cramming_train.data.prepare import AUTO, default_cache_dir, prepare_data
-from cramming_train.errors import UsageError, command
+from cramming_train.errors import Interrupted, UsageError, command
 from cramming_train.recipes import apply_overrides, default_recipe, get_recipe
 
 
@@ -34,12 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _terminate(number: int, frame: object) -> None:
+    raise Interrupted(number, "terminated")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     arguments = build_parser().parse_args(argv)
     if arguments.processes is not None and arguments.processes < 1:
         raise UsageError(f"--processes: got {arguments.processes}, want at least 1")
+    signal.signal(signal.SIGTERM, _terminate)
     recipe = apply_overrides(get_recipe(arguments.recipe), arguments.overrides).data
     print(json.dumps({"data": dataclasses.asdict(recipe)}, indent=2))
     prepared = prepare_data(

@@ -125,8 +125,13 @@ def build(nvcc: Path, architectures: list[int], work: Path, output: Path) -> Non
 
 
 def _code_flags(architectures: list[int]) -> list[str]:
-    newest = architectures[-1]
-    real = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    """Machine code for each architecture, and PTX for those to come.
+
+    Two front-end passes serve all: nothing here needs more than sm_80's instructions, and sm_75 lacks those.
+    """
+    virtual = {number: 75 if number < 80 else 80 for number in architectures}
+    real = [f"-gencode=arch=compute_{virtual[number]},code=sm_{number}" for number in architectures]
+    newest = virtual[architectures[-1]]
     return [*real, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
 
 

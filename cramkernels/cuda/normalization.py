@@ -151,7 +151,7 @@ def _backward(
 
 def partial_rows(rows: int, width: int, parameters: int, device: torch.device) -> int:
     """CTAs of a backward: as many as the device holds, no more than there are rows, or room for partial rows."""
-    rows_at_once, resident = (4, CTAS_PER_MULTIPROCESSOR) if width <= 1024 else (1, 1 if width > 2048 else 4)
+    rows_at_once, resident = (4, CTAS_PER_MULTIPROCESSOR) if width <= 1024 else (1, 1)
     room = PARTIAL_BYTES // (4 * width * parameters)
     return max(1, min(resident * multiprocessors(device), -(-rows // rows_at_once), room))
 

@@ -24,6 +24,7 @@ _UNIFIED = {
 }  # fmt: skip
 _UNIFY = str.maketrans(_UNIFIED)
 _COMBINING = re.compile("[\u0300-\u036f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x84\x86-\x9f]")
 _CONTROL_CLASS = r"[\x{00}-\x{08}\x{0e}-\x{1b}\x{7f}\x{80}-\x{84}\x{86}-\x{9f}]"
 _SPACE_CLASS = (
@@ -37,6 +38,11 @@ def clean_text(text: str, rule: str) -> str:
     return clean_counted(text, rule)[0]
 
 
+def _lower(text: str) -> str:
+    """Lower case character by character as ``tokenizers`` does it: Python alone has a form for the last sigma."""
+    return text.replace("Σ", "σ").lower()
+
+
 def cleaner(rule: str) -> Callable[[str], str]:
     """The cleaning of one rule as a function of the text alone."""
     return functools.partial(clean_text, rule=rule)
@@ -45,6 +51,7 @@ def cleaner(rule: str) -> Callable[[str], str]:
 def clean_counted(text: str, rule: str) -> tuple[str, int]:
     """The cleaned text, and how many characters the rule had to drop (accents and control characters not counted)."""
     dropped = 0
+    text = _SURROGATE.sub("", text)  # halves of pairs are no characters, and cannot be encoded
     if rule == "ascii":
         if not text.isascii():
             text = _COMBINING.sub("", unicodedata.normalize("NFD", text.translate(_UNIFY).lower()))
@@ -54,7 +61,7 @@ def clean_counted(text: str, rule: str) -> tuple[str, int]:
             text = ascii_text
         text = text.translate(_UNIFY).lower()
     else:
-        text = unicodedata.normalize("NFKC", text).lower()
+        text = _lower(unicodedata.normalize("NFKC", text))
     return " ".join(_CONTROL.sub("", text).split()), dropped
 
 
@@ -66,6 +73,7 @@ def normalizer(rule: str) -> normalizers.Normalizer:
             normalizers.Lowercase(),
             normalizers.NFD(),
             normalizers.Replace(Regex(r"[\x{300}-\x{36f}]"), ""),
+            normalizers.Replace("`", "'"),  # again: U+1FEF becomes one by NFD
         ]
         steps += [
             normalizers.Replace(Regex(_SPACE_CLASS), " "),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import glob
 import gzip
 import io
 import json
 import re
+import shutil
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -102,41 +105,59 @@ def _accepted() -> str:
 
 
 def _open_text(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        raw = gzip.open(path, "rb")
-    elif path.suffix == ".zst":
-        raw = _open_zst(path)
-    else:
-        raw = open(path, "rb")
-    buffered = io.BufferedReader(raw, 1 << 20)
+    buffered = io.BufferedReader(_open_bytes(path), 1 << 20)
     if b"\0" in buffered.peek(4096)[:4096]:
         raise UsageError(f"{path}: a binary file, not text")
-    return io.TextIOWrapper(buffered, encoding="utf-8", errors="strict", newline=None)
+    return io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="strict", newline=None)
 
 
-def _open_zst(path: Path) -> io.RawIOBase:
-    import zstandard
+def _open_bytes(path: Path) -> io.RawIOBase | io.BufferedIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    return _Zst(path) if path.suffix == ".zst" else open(path, "rb")
 
-    class _Checked(io.RawIOBase):
-        """zstandard's own error type, as the EOFError that gzip would raise."""
 
-        def __init__(self) -> None:
-            self._stream = zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True)
+class _Zst(io.RawIOBase):
+    """All frames of a .zst file; EOFError, as from gzip, where it is damaged or ends inside a frame."""
 
-        def readable(self) -> bool:
-            return True
+    def __init__(self, path: Path):
+        self._file = open(path, "rb")
+        self._frame = None
+        self._input = b""
+        self._output = memoryview(b"")
 
-        def readinto(self, buffer) -> int:
-            try:
-                return self._stream.readinto(buffer)
-            except zstandard.ZstdError as error:
-                raise EOFError(str(error)) from None
+    def readable(self) -> bool:
+        return True
 
-        def close(self) -> None:
-            self._stream.close()
-            super().close()
+    def readinto(self, buffer) -> int:
+        while not self._output:
+            self._input = self._input or self._file.read(1 << 17)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            self._output = memoryview(self._decompress())
+        size = min(len(buffer), len(self._output))
+        buffer[:size], self._output = self._output[:size], self._output[size:]
+        return size
 
-    return _Checked()
+    def _decompress(self) -> bytes:
+        import zstandard
+
+        if self._frame is None:  # files of zstd --long have windows of up to 2 GB
+            self._frame = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        try:
+            output = self._frame.decompress(self._input)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+        self._input = b""
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+        return output
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _read_txt(file: io.TextIOBase, path: Path, column: str) -> Iterator[str]:
@@ -185,11 +206,22 @@ def _read_csv(file: io.TextIOBase, path: Path, column: str) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        if path.suffix != ".parquet":  # its directory is at its end: unpack it to where one can seek
+            unpacked = stack.enter_context(tempfile.TemporaryFile())
+            with _open_bytes(path) as packed:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        else:
+            unpacked = path
+        yield from _read_parquet_rows(unpacked, path, column)
+
+
+def _read_parquet_rows(opened, path: Path, column: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(opened)
         if column not in file.schema_arrow.names:
             raise _no_column(path, column, file.schema_arrow.names)
         row = 0

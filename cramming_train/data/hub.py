@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -58,25 +58,42 @@ def open_stream(source: str) -> Any:
         raise RunError(f"--data {source}: {type(error).__name__}: {str(error).splitlines()[0]}") from None
 
 
-def stream_columns(stream: Any) -> list[str]:
+def stream_columns(stream: Any, source: str) -> list[str]:
     """Column names, from the description or else from the first record."""
-    return list(stream.column_names or next(iter(stream)).keys())
+    if stream.column_names:
+        return list(stream.column_names)
+    first = next(guarded(stream, source), None)
+    if first is None:
+        raise UsageError(f"--data {source}: the data set is empty")
+    return list(first)
 
 
 def read_text_stream(stream: Any, source: str, column: str) -> Iterator[str]:
     """Documents of a streamed data set."""
-    columns = stream_columns(stream)
+    columns = stream_columns(stream, source)
     if column not in columns:
         raise UsageError(f"--data {source}: no column {column!r} (there: {', '.join(columns)}); use --text-column")
-    for record in stream.select_columns([column]):
-        if not isinstance(record[column], str):
-            raise UsageError(f"--data {source}: column {column!r} holds {type(record[column]).__name__}, want text")
-        yield record[column]
+    for record in guarded(stream.select_columns([column]), source):
+        text = "" if record[column] is None else record[column]
+        if not isinstance(text, str):
+            raise UsageError(f"--data {source}: column {column!r} holds {type(text).__name__}, want text")
+        yield text
 
 
-def read_row_stream(stream: Any, column: str, batch_rows: int) -> Iterator[list[list[int]]]:
+def guarded(records: Iterable[Any], source: str) -> Iterator[Any]:
+    """The same records; what goes wrong on the way becomes a RunError (network errors share no base class)."""
+    try:
+        yield from records
+    except (UsageError, RunError):
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise RunError(f"--data {source}: {type(error).__name__}: {text}") from None
+
+
+def read_row_stream(stream: Any, source: str, column: str, batch_rows: int) -> Iterator[list[list[int]]]:
     """Batches of ready-made rows."""
-    for batch in stream.select_columns([column]).iter(batch_size=batch_rows):
+    for batch in guarded(stream.select_columns([column]).iter(batch_size=batch_rows), source):
         values = batch[column]
         yield [np.asarray(row).tolist() for row in values]
 

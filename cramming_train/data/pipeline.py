@@ -11,7 +11,6 @@ Nothing depends on the number of processes: the same corpus and recipe give the 
 from __future__ import annotations
 
 import functools
-import math
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,6 +55,7 @@ class Spooled(NamedTuple):
     spool: DocumentSpool
     spans: Buckets | None
     statistics: dict[str, Any]
+    trainable: int  # documents that are not held out
 
 
 def run_pipeline(
@@ -65,11 +65,14 @@ def run_pipeline(
     """Fill ``out`` with train/, validation/ and tokenizer.json; returns statistics for the metadata."""
     spooled = spool_documents(documents, recipe, scratch, workers, progress, has_validation)
     if spooled.spool.documents == 0:
-        raise UsageError("the sources hold no text")
-    texts = _tokenizer_sample(spooled.spool, recipe)
+        notice = drop_notice(spooled.statistics, recipe.clean)
+        raise UsageError("the sources hold no text" + (f": {notice}" if notice else ""))
+    if spooled.trainable == 0:
+        raise UsageError("the sources hold held-out text (validation.*) only, and nothing to train on")
+    texts = _TokenizerSample(spooled.spool, recipe)
     with progress.stage("tokenizer", None):
         tokenizer = train_tokenizer(texts, recipe.vocab_size, recipe.clean)
-    tokenizer.save(str(out / TOKENIZER_FILE))
+    (out / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     packed = pack_rows(spooled, recipe, out / TOKENIZER_FILE, scratch, workers, progress)
     spooled.spool.path.unlink()
     return {
@@ -87,14 +90,14 @@ def spool_documents(documents, recipe: Data, scratch: Path, workers: Workers, pr
     spool = DocumentSpool(scratch / "documents")
     bucket_records = dedup.Buckets(scratch / "records", dedup.BUCKETS, dedup.RECORD)
     characters = dropped = held_out = 0
-    smallest = (math.inf, 0)
+    smallest = 1 << 64
     clean = functools.partial(_clean_batch, recipe=recipe, has_validation=has_validation)
     with progress.stage("read and clean", "characters") as stage:
         for batch in workers.map(clean, _batches(documents)):
             for document, records in zip(batch.documents, batch.records, strict=True):
                 records["document"] = spool.documents
                 bucket_records.add((records["hash"] >> np.uint64(58)).astype(np.int64), records)
-                smallest = min(smallest, (document.content_hash, spool.documents))
+                smallest = min(smallest, document.content_hash)
                 held_out += document.held_out
                 spool.append(document)
             characters += batch.characters
@@ -105,7 +108,7 @@ def spool_documents(documents, recipe: Data, scratch: Path, workers: Workers, pr
     statistics = {"documents": spool.documents, "characters_read": characters, "characters_dropped": dropped}
     if not held_out and spool.documents > 1:
         # a small corpus may have no document below the threshold: hold back the one with the smallest hash
-        spool.held_out_document = smallest[1]
+        spool.held_out_hash = smallest
     spans = None
     if recipe.deduplicate != "none" and spool.documents:
         spans = Buckets(scratch / "spans", len(spool.segments), dedup.SPAN)
@@ -114,7 +117,7 @@ def spool_documents(documents, recipe: Data, scratch: Path, workers: Workers, pr
             statistics["repeats_cut"] = dedup.find_repeats(bucket_records, spans, starts)
         spans.close()
     shutil.rmtree(scratch / "records")
-    return Spooled(spool, spans, statistics)
+    return Spooled(spool, spans, statistics, spool.documents - held_out)
 
 
 def _batches(documents: Iterable[RawDocument]) -> Iterator[list[RawDocument]]:
@@ -133,7 +136,7 @@ def _clean_batch(batch: list[RawDocument], recipe: Data, has_validation: bool) -
     documents, all_records, characters, dropped = [], [], 0, 0
     for raw in batch:
         paragraphs = []
-        for paragraph in raw.text.split("\n\n"):
+        for paragraph in raw.text.replace("\r\n", "\n").split("\n\n"):
             text, lost = clean_counted(paragraph, recipe.clean)
             dropped += lost
             if text:
@@ -165,17 +168,20 @@ def drop_notice(statistics: dict[str, Any], clean: str) -> str | None:
 # --- pass 2
 
 
-def _tokenizer_sample(spool: DocumentSpool, recipe: Data) -> Iterator[str]:
-    """Documents whose hash falls below the sampled share; held-out ones never."""
-    share = min(recipe.tokenizer_characters / max(spool.characters, 1), 1.0)
-    number = -1
-    for _, offset, end in spool.segments:
-        for document in read_segment(spool.path, offset, end):
-            number += 1
-            # a second hash: the first one already chose what is held out
-            sampled = (document.content_hash * 0x9E3779B97F4A7C15) % 2**64 < share * 2**64
-            if sampled and not document.held_out and number != spool.held_out_document:
-                yield document.text
+class _TokenizerSample:
+    """Documents whose hash falls below the sampled share; held-out ones never. Can be gone through more than once."""
+
+    def __init__(self, spool: DocumentSpool, recipe: Data):
+        self._spool = spool
+        self._share = min(recipe.tokenizer_characters / max(spool.characters, 1), 1.0)
+
+    def __iter__(self) -> Iterator[str]:
+        for _, offset, end in self._spool.segments:
+            for document in read_segment(self._spool.path, offset, end):
+                # a second hash: the first one already chose what is held out
+                sampled = (document.content_hash * 0x9E3779B97F4A7C15) % 2**64 < self._share * 2**64
+                if sampled and not self._spool.is_held_out(document):
+                    yield document.text
 
 
 # --- pass 3
@@ -210,7 +216,7 @@ def pack_rows(
             offset,
             end,
             None if spans is None else spans.paths[index],
-            spool.held_out_document,
+            spool.held_out_hash,
         )
         for index, (first, offset, end) in enumerate(spool.segments)
     )
@@ -235,7 +241,7 @@ def pack_rows(
 
 
 def _tokenise_segment(job, tokenizer_file: Path, recipe: Data) -> _Tokenised:
-    path, first, offset, end, spans_path, held_out_document = job
+    path, first, offset, end, spans_path, held_out_hash = job
     tokenizer = _worker_tokenizer(tokenizer_file)
     spans: dict[int, list[tuple[int, int]]] = {}
     if spans_path is not None:
@@ -249,7 +255,7 @@ def _tokenise_segment(job, tokenizer_file: Path, recipe: Data) -> _Tokenised:
         if number in spans:
             text = dedup.cut_spans(text, spans[number], join_gaps)
             cut += len(document.text) - len(text)
-        held_out = document.held_out or number == held_out_document
+        held_out = document.held_out or document.content_hash == held_out_hash
         ids = tokenizer.encode(text, add_special_tokens=False).ids if text else []
         if not ids:
             continue
@@ -320,7 +326,9 @@ def write_splits(
     key = make_key(recipe.order, tokenizer, packed.counts, recipe.seed)
     with progress.stage("order and write", "rows") as stage:
         train = ordered_blocks(packed.paths["train"], recipe.row_length, dtype, key, scratch)
-        rows, digest = write_rows(out / "train", train, recipe.row_length, dtype, recipe.max_rows, "train", stage.add)
+        counts = np.zeros(recipe.vocab_size, dtype=np.int64)  # of the rows that max_rows leaves
+        kept = counted(first_rows(train, recipe.max_rows), counts)
+        rows, digest = write_rows(out / "train", kept, recipe.row_length, dtype, None, "train", stage.add)
         validation = read_blocks(packed.paths["validation"], recipe.row_length, dtype)
         validation_rows, validation_digest = write_rows(
             out / "validation", validation, recipe.row_length, dtype, None, "validation"
@@ -333,10 +341,29 @@ def write_splits(
             )
     return {
         "rows": rows,
+        "tokens": rows * recipe.row_length,
         "validation_rows": validation_rows,
-        "unigram_loss": unigram_loss(packed, recipe, dtype),
+        "unigram_loss": unigram_loss(packed._replace(counts=counts), recipe, dtype),
         "sha256": {"train": digest, "validation": validation_digest},
     }
+
+
+def first_rows(blocks: Iterable[np.ndarray], limit: int | None) -> Iterator[np.ndarray]:
+    """The first rows of blocks."""
+    for block in blocks:
+        if limit is not None:
+            block = block[:limit]
+            limit -= len(block)
+        yield block
+        if limit == 0:
+            return
+
+
+def counted(blocks: Iterable[np.ndarray], counts: np.ndarray) -> Iterator[np.ndarray]:
+    """The same blocks; their tokens are added to ``counts``."""
+    for block in blocks:
+        counts += np.bincount(block.reshape(-1), minlength=len(counts))
+        yield block
 
 
 def unigram_loss(packed: Packed, recipe: Data, dtype: np.dtype) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -64,6 +66,8 @@ def prepare_data(
     cache_dir = cache_dir or default_cache_dir()
     report = Progress(progress)
     if len(sources) == 1 and is_prepared(Path(sources[0]).expanduser()):
+        if out is not None:
+            raise UsageError(f"--out {out}: {sources[0]} is prepared already; copy the folder, or leave out --out")
         return _checked(open_prepared(Path(sources[0]).expanduser()), recipe)
     if not sources:
         raise UsageError("--data: no source given")
@@ -112,7 +116,7 @@ def _newest_cached(recipe: Data, cache_dir: Path) -> PreparedData | None:
 
 
 def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, notices) -> PreparedData:
-    plan = [_identify(source) for source in sources]
+    plan = [_identify(source, alone=len(sources) == 1) for source in sources]
     key = _key(plan, recipe, text_column)
     target = out if out is not None else cache_dir / f"prepared-{key}"
     if is_prepared(target):
@@ -124,9 +128,12 @@ def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, no
     for notice in notices:
         print(f"NOTICE: {notice}", file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_scratch_of_the_dead(target.parent)
     _check_disk(plan, target.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".preparing-", dir=target.parent))
     try:
+        lock = open(scratch / "lock", "w")  # held while this process lives
+        fcntl.flock(lock, fcntl.LOCK_EX)
         result, work = scratch / "result", scratch / "work"
         result.mkdir()
         work.mkdir()
@@ -141,12 +148,27 @@ def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, no
                 **metadata,
             },
         )
-        if target.exists():
-            target.rmdir()
-        result.rename(target)
+        _put(result, target, key)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_prepared(target)
+
+
+def _remove_scratch_of_the_dead(folder: Path) -> None:
+    """Scratch folders whose process was killed; they are as large as the corpus."""
+    for lock in folder.glob(".preparing-*/lock"):
+        with contextlib.suppress(OSError), open(lock) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where the process lives
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+def _put(result: Path, target: Path, key: str) -> None:
+    """Move a finished folder to its place; what another process has put there meanwhile stands."""
+    try:
+        result.rename(target)  # replaces an empty folder
+    except OSError:
+        if not (is_prepared(target) and open_prepared(target).metadata["key"] == key):
+            raise
 
 
 def _run(plan, recipe: Data, text_column: str, processes, report: Progress, result: Path, work: Path) -> dict[str, Any]:
@@ -170,7 +192,7 @@ def _run(plan, recipe: Data, text_column: str, processes, report: Progress, resu
     return {"source_kind": kind, **metadata}
 
 
-def _identify(source: str) -> dict[str, Any]:
+def _identify(source: str, alone: bool = True) -> dict[str, Any]:
     """What a source is, and what tells it from another version of itself."""
     if source == embedded.SOURCE:
         return {"kind": embedded.SOURCE, "source": source, "python": sys.version, "prefix": sys.prefix}
@@ -188,8 +210,8 @@ def _identify(source: str) -> dict[str, Any]:
             "files": [_file(p, False) for p in files],
         }
     files = find_files(source)
-    # a lone file is what the user asked for, whatever its name
-    in_folder = not (len(files) == 1 and files[0] == path)
+    # a lone file is what the user asked for, whatever its name; a shell turns folder/* into a list of files
+    in_folder = not (alone and len(files) == 1 and files[0] == path)
     return {
         "kind": "files",
         "source": source,

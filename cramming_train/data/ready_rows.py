@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,21 @@ def local_rows(path: Path) -> bool:
 def open_local(path: Path) -> tuple[Any, tokenizers.Tokenizer]:
     """The rows as an iterable data set, and the tokenizer beside them."""
     import datasets
+    import pyarrow.parquet
 
     if path.is_dir() and (path / "state.json").is_file():
-        stream = datasets.load_from_disk(str(path)).to_iterable_dataset()
+        stored = datasets.load_from_disk(str(path))
+        if COLUMN not in stored.column_names:
+            raise UsageError(
+                f"{path}: a saved data set without a column {COLUMN!r} (there: {', '.join(stored.column_names)}); "
+                "for text give .parquet or .jsonl files"
+            )
+        stream = stored.to_iterable_dataset()
     else:
         files = sorted(str(p) for p in path.glob("*.parquet")) if path.is_dir() else [str(path)]
+        files = [file for file in files if pyarrow.parquet.read_metadata(file).num_rows]
+        if not files:
+            raise UsageError(f"{path}: too few rows; want at least {HELD_OUT_EVERY}")
         stream = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     folder = path if path.is_dir() else path.parent
     for candidate in (folder / TOKENIZER_FILE, folder.parent / TOKENIZER_FILE):
@@ -57,7 +68,7 @@ def open_local(path: Path) -> tuple[Any, tokenizers.Tokenizer]:
 def open_hub(source: str) -> tuple[Any, tokenizers.Tokenizer] | None:
     """The same for a hub data set; None where it has no column of rows."""
     stream = open_stream(source)
-    if COLUMN not in stream_columns(stream):
+    if COLUMN not in stream_columns(stream, source):
         return None
     return stream, load_tokenizer(download_tokenizer(source))
 
@@ -84,19 +95,23 @@ def store_rows(
     counts = np.zeros(recipe.vocab_size, dtype=np.int64)
 
     def training_blocks() -> Iterator[np.ndarray]:
-        first = 0
+        first, room = 0, math.inf if recipe.max_rows is None else recipe.max_rows
         with open(held_out, "wb") as file:
-            for batch in read_row_stream(stream, COLUMN, BATCH_ROWS):
+            for batch in read_row_stream(stream, origin, COLUMN, BATCH_ROWS):
                 rows = renumbering[_as_array(batch, origin, recipe)].astype(dtype)
                 is_held_out = (np.arange(first, first + len(rows)) % HELD_OUT_EVERY) == 0
                 rows[is_held_out].tofile(file)
                 first += len(rows)
-                np.add(counts, np.bincount(rows[~is_held_out].reshape(-1), minlength=len(counts)), out=counts)
-                yield rows[~is_held_out]
+                kept = rows[~is_held_out][: min(room, len(rows))]
+                np.add(counts, np.bincount(kept.reshape(-1), minlength=len(counts)), out=counts)
+                room -= len(kept)
+                yield kept
+                if not room:
+                    return
 
     with progress.stage("rows", "rows", total=recipe.max_rows) as stage:
         rows, digest = write_rows(
-            out / "train", training_blocks(), recipe.row_length, dtype, recipe.max_rows, "train", stage.add
+            out / "train", training_blocks(), recipe.row_length, dtype, None, "train", stage.add
         )
     validation = np.fromfile(held_out, dtype=dtype).reshape(-1, recipe.row_length)
     validation_rows, validation_digest = write_rows(
@@ -122,14 +137,16 @@ def with_special_ids(tokenizer: tokenizers.Tokenizer, origin: str) -> tuple[toke
     content = json.loads(tokenizer.to_str())
     vocabulary = content["model"]["vocab"]
     renumbering = np.arange(tokenizer.get_vocab_size())
+    if sorted(vocabulary.values()) != renumbering.tolist():
+        raise UsageError(f"{origin}: the ids of its vocabulary are not 0 to {len(renumbering) - 1}")
+    for setting in ("post_processor", "truncation", "padding"):  # these hold ids, and change what encode() returns
+        content[setting] = None
     for target, token in enumerate(SPECIAL_TOKENS):
         present = vocabulary.get(token)
         if present is None:
             raise UsageError(f"{origin}: its tokenizer has no {token}; want {' '.join(SPECIAL_TOKENS)}")
-        renumbering[present], renumbering[renumbering == target] = target, renumbering[present]
-        by_old_id = {old: new for old, new in enumerate(renumbering.tolist())}
-        if sorted(by_old_id.values()) != list(range(len(renumbering))):
-            raise UsageError(f"{origin}: the ids of its vocabulary are not 0 to {len(renumbering) - 1}")
+        other = int(np.flatnonzero(renumbering == target)[0])
+        renumbering[[present, other]] = renumbering[[other, present]]
     names = {old: token for token, old in vocabulary.items()}
     content["model"]["vocab"] = {
         names[old]: int(renumbering[old]) for old in sorted(names, key=lambda o: renumbering[o])
@@ -142,6 +159,8 @@ def with_special_ids(tokenizer: tokenizers.Tokenizer, origin: str) -> tuple[toke
 
 
 def _as_array(batch: list[list[int]], origin: str, recipe: Data) -> np.ndarray:
+    if not all(isinstance(row, list) for row in batch):
+        raise UsageError(f"{origin}: a row of column {COLUMN!r} holds no list of token ids")
     lengths = {len(row) for row in batch}
     if lengths != {recipe.row_length}:
         wrong = next(length for length in lengths if length != recipe.row_length)
@@ -150,6 +169,9 @@ def _as_array(batch: list[list[int]], origin: str, recipe: Data) -> np.ndarray:
             f"give --set data.row_length={wrong} if all rows have that length"
         )
     rows = np.asarray(batch)
+    if rows.dtype.kind not in "iu":
+        raise UsageError(f"{origin}: column {COLUMN!r} holds {rows.dtype}, want token ids")
     if rows.min() < 0 or rows.max() >= recipe.vocab_size:
-        raise UsageError(f"{origin}: token id {rows.max()} is outside the vocabulary of {recipe.vocab_size}")
+        wrong = rows.min() if rows.min() < 0 else rows.max()
+        raise UsageError(f"{origin}: token id {wrong} is outside the vocabulary of {recipe.vocab_size}")
     return rows

@@ -28,7 +28,7 @@ class DocumentSpool:
         self.documents = 0
         self.characters = 0
         self.segments: list[tuple[int, int, int]] = []  # (first document, offset, end offset)
-        self.held_out_document: int | None = None  # held out although not marked so
+        self.held_out_hash: int | None = None  # documents of this content are held out although not marked so
         self._segment_bytes = segment_bytes
         self._segment_start = (0, 0)
         self._offset = 0
@@ -44,6 +44,10 @@ class DocumentSpool:
         self.characters += len(document.text)
         if self._offset - self._segment_start[1] >= self._segment_bytes:
             self._end_segment()
+
+    def is_held_out(self, document: Document) -> bool:
+        """Marked so, or chosen afterwards."""
+        return document.held_out or document.content_hash == self.held_out_hash
 
     def close(self) -> None:
         """Finish writing."""

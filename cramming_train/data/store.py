@@ -26,7 +26,17 @@ from cramming_train.errors import RunError, UsageError
 COLUMN = "input_ids"
 METADATA_FILE, TOKENIZER_FILE = "metadata.json", "tokenizer.json"
 SPLITS = ("train", "validation")
-FORMAT = 1
+FORMAT = 2
+CHECKED_BYTES = 1 << 30  # larger files are checked by their size alone: hashing 20 GB at every start takes a minute
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def row_dtype(vocab_size: int) -> np.dtype:
@@ -62,7 +72,7 @@ class Rows:
             if stop <= self._ends[index]:
                 break
         if not parts:
-            return np.empty((0, self.row_length), dtype=np.uint16)
+            return self.take(np.empty(0, dtype=np.int64))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
@@ -130,8 +140,8 @@ def open_prepared(path: Path) -> PreparedData:
         raise UsageError(f"{path}: not a folder made by python -m cramming_train.prepare")
     try:
         metadata = json.loads((path / METADATA_FILE).read_text(encoding="utf-8"))
-        sizes = metadata["file_bytes"]
-    except (ValueError, KeyError):
+        sizes, digests = dict(metadata["file_bytes"]), dict(metadata["file_sha256"])
+    except (ValueError, KeyError, TypeError):
         raise RunError(f"{path / METADATA_FILE}: damaged; prepare the data again") from None
     if metadata.get("format") != FORMAT:
         raise RunError(f"{path}: made by another version of this program; prepare the data again")
@@ -139,6 +149,8 @@ def open_prepared(path: Path) -> PreparedData:
         file = path / name
         if not file.exists() or file.stat().st_size != size:
             raise RunError(f"{file}: missing or cut short; remove {path} and prepare the data again")
+        if size <= CHECKED_BYTES and file_digest(file) != digests.get(name):
+            raise RunError(f"{file}: changed since it was written; remove {path} and prepare the data again")
     return PreparedData(path.resolve(), metadata)
 
 
@@ -156,9 +168,9 @@ def write_rows(
     schema = features.arrow_schema
     with pa.OSFile(str(_arrow_file(folder)), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for block in blocks:
-            block = np.ascontiguousarray(block if limit is None else block[: limit - rows])
-            if not len(block):
+            if rows == limit:
                 break
+            block = np.ascontiguousarray(block if limit is None else block[: limit - rows])
             values = pa.array(block.reshape(-1), type=pa.from_numpy_dtype(dtype))
             array = pa.FixedSizeListArray.from_arrays(values, row_length)
             writer.write_batch(pa.record_batch([array.cast(schema.field(0).type)], schema=schema))
@@ -183,7 +195,8 @@ def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
     """Write metadata.json, with the sizes of all other files, last of all."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    content = {"format": FORMAT, **metadata, "file_bytes": sizes}
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
+    content = {"format": FORMAT, **metadata, "file_bytes": sizes, "file_sha256": digests}
     (folder / METADATA_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

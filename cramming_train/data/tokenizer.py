@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,27 +20,67 @@ MAX_ALPHABET = 1000
 def train_tokenizer(texts: Iterable[str], vocab_size: int, clean: str) -> tokenizers.Tokenizer:
     """Train on texts that are already cleaned; the result cleans new text itself, by the rule named ``clean``.
 
+    ``texts`` is gone through more than once: for the letters, then for the words. The library numbers the letters
+    inside words ("##a") in the order of a randomly seeded hash table and decides ties between merges by these
+    numbers, so each training would end differently. Here letters and their numbers are chosen beforehand, by
+    frequency and code.
+
     Raises:
         UsageError: the texts have too few distinct pieces for the vocabulary.
     """
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>", max_input_chars_per_word=MAX_WORD_CHARACTERS))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    tokenizer = _empty_tokenizer({})
+    letters = _alphabet(texts)
+    inside = [f"##{letter}" for letter in letters if _can_be_inside_a_word(letter)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
-        limit_alphabet=MAX_ALPHABET,
+        special_tokens=[*SPECIAL_TOKENS, *inside],  # numbered in this order, before all else
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    reached = tokenizer.get_vocab_size()
-    if reached != vocab_size:
+    vocabulary = tokenizer.get_vocab()
+    reached = len(vocabulary)
+    if reached > vocab_size:
+        raise UsageError(
+            f"a vocabulary of {vocab_size} cannot hold the {reached} letters and special tokens of this corpus; "
+            f"give --set data.vocab_size={-(-reached // 64) * 64} or more"
+        )
+    if reached < vocab_size:
         raise UsageError(
             f"the corpus is too small for a vocabulary of {vocab_size}: it yields {reached} tokens; "
             f"add text, or give --set data.vocab_size={max(reached // 64 * 64, 64)}"
         )
+    tokenizer = _empty_tokenizer(vocabulary)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.normalizer = normalizer(clean)
     return literal(tokenizer)
+
+
+def _empty_tokenizer(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
+    model = models.WordPiece(vocabulary, unk_token="<unk>", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _alphabet(texts: Iterable[str]) -> list[str]:
+    """The most frequent characters, at most MAX_ALPHABET, in the order of their codes."""
+    letters: set[str] = set()
+    for text in texts:
+        letters.update(text)
+    chosen = sorted(letter for letter in letters if not letter.isspace())
+    if len(chosen) > MAX_ALPHABET:
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        chosen = sorted(sorted(chosen, key=lambda letter: (-counts[letter], letter))[:MAX_ALPHABET])
+    return chosen
+
+
+def _can_be_inside_a_word(letter: str) -> bool:
+    return len(pre_tokenizers.BertPreTokenizer().pre_tokenize_str(f"a{letter}")) == 1
 
 
 def literal(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

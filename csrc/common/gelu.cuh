@@ -11,10 +11,10 @@ struct Gelu {
 template <bool ACCURATE>
 __device__ __forceinline__ Gelu gelu_erf(float x) {
     constexpr float kRsqrt2 = 0.70710678118654752f, kRsqrt2Pi = 0.39894228040143268f;
-    float erf_z, gauss;
+    const float gauss = exp2f(-0.72134752044448170f * x * x);  // exp(-x^2 / 2)
+    float erf_z;
     if constexpr (ACCURATE) {
         erf_z = erff(x * kRsqrt2);
-        gauss = expf(-0.5f * x * x);
     } else {
         // Abramowitz and Stegun 7.1.26: erf(z) = 1 - t (a1 + .. + a5 t^4) exp(-z^2), t = 1 / (1 + p z), z >= 0.
         // exp(-z^2) is the Gauss curve that the slope needs as well.
@@ -24,7 +24,6 @@ __device__ __forceinline__ Gelu gelu_erf(float x) {
         poly = fmaf(poly, t, 1.421413741f);
         poly = fmaf(poly, t, -0.284496736f);
         poly = fmaf(poly, t, 0.254829592f);
-        gauss = exp2f(-0.72134752044448170f * x * x);  // log2(e) / 2
         erf_z = copysignf(fmaf(-poly * t, gauss, 1.0f), x);
     }
     const float cdf = fmaf(0.5f, erf_z, 0.5f);

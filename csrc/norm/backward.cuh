@@ -88,6 +88,8 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
     constexpr int kShared = L::kOneWarp ? L::kCapacity : 1;
     __shared__ float slots[2][2][L::kWarps];
     __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][kShared];
+    // The GELU's slopes wait here for the row's sums, each thread's own, where registers would not hold them
+    __shared__ __align__(16) float slopes[kGeluFirst && !L::kOneWarp ? L::kCapacity : 1];
     const int width = a.width;
     const float inverse_width = 1.0f / width;
 
@@ -104,7 +106,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
     for (int64_t row = L::first_row(); row < a.rows; row += L::row_step(), parity ^= 1) {
         const int64_t start = row * width;
         const float mean = a.mean[row], rstd = a.rstd[row];
-        float g[V][C] = {}, normal[V][C] = {}, slope[kGeluFirst ? V : 1][C];
+        float g[V][C] = {}, normal[V][C] = {}, slope[kGeluFirst && L::kOneWarp ? V : 1][C];
         float sum = 0.0f, product = 0.0f;  // of gw, of gw * x^
 #pragma unroll
         for (int v = 0; v < V; ++v) {
@@ -120,7 +122,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
                 if constexpr (kGeluFirst) {
                     const Gelu activated = gelu<kAccurate>(normal[v][c] + b[c], a.tanh);
                     normal[v][c] = activated.value;
-                    slope[v][c] = activated.slope;
+                    slope[L::kOneWarp ? v : 0][c] = activated.slope;
                 }
                 normal[v][c] = (normal[v][c] - mean) * rstd;
                 if constexpr (kGeluLast) g[v][c] *= gelu<kAccurate>(fmaf(normal[v][c], w[c], b[c]), a.tanh).slope;
@@ -130,6 +132,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
                 sum += g[v][c];
                 product = fmaf(g[v][c], normal[v][c], product);
             }
+            if constexpr (kGeluFirst && !L::kOneWarp) store(slopes + column, slope[0]);
         }
         row_sums<L::kWarps>(sum, product, slots[parity]);
         sum *= inverse_width, product *= inverse_width;
@@ -139,11 +142,12 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
             const int column = L::column(v);
             if (column >= width) continue;
             float dx[C];
+            if constexpr (kGeluFirst && !L::kOneWarp) load(slopes + column, slope[0]);
 #pragma unroll
             for (int c = 0; c < C; ++c) {
                 dx[c] = rstd * (g[v][c] - fmaf(normal[v][c], product, sum));
                 if constexpr (kGeluFirst) {
-                    dx[c] *= slope[v][c];
+                    dx[c] *= slope[L::kOneWarp ? v : 0][c];
                     dlinear[v][c] += dx[c];
                 }
             }

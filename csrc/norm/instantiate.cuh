@@ -6,31 +6,28 @@
 #include "table.h"
 
 #define CK_NORM_PAIR(NAME, OP, T, R, CAPACITY)                                                                         \
-    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads)                                    \
+    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads)                        \
         ck_##NAME##_forward_##CAPACITY(const __grid_constant__ ck_norm_args a) {                                       \
-        ck::norm_forward<T, R, OP, ck::width_##CAPACITY>(a);                                                                       \
+        ck::norm_forward<T, R, OP, ck::width_##CAPACITY>(a);                                                           \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads)                                    \
+    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads, 1)                     \
         ck_##NAME##_backward_##CAPACITY(const __grid_constant__ ck_norm_args a) {                                      \
-        ck::norm_backward<T, R, OP, ck::width_##CAPACITY>(a);                                                                      \
+        ck::norm_backward<T, R, OP, ck::width_##CAPACITY>(a);                                                          \
     }
 #define CK_NORM_KERNELS(NAME, OP, T, R)                                                                                \
     CK_NORM_PAIR(NAME, OP, T, R, any)                                                                                  \
-    CK_NORM_PAIR(NAME, OP, T, R, 256)                                                                                  \
     CK_NORM_PAIR(NAME, OP, T, R, 768)                                                                                  \
     CK_NORM_PAIR(NAME, OP, T, R, 1024)                                                                                 \
-    CK_NORM_PAIR(NAME, OP, T, R, 2048)                                                                                 \
     CK_NORM_PAIR(NAME, OP, T, R, 8192)
 
 #define CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, CAPACITY)                                                                \
-    {DTYPE, RDTYPE, ck::width_##CAPACITY,                                                                                        \
+    {DTYPE, RDTYPE, ck::width_##CAPACITY,                                                                              \
      {"ck_" #NAME "_forward_" #CAPACITY, reinterpret_cast<const void *>(ck_##NAME##_forward_##CAPACITY)},              \
      {"ck_" #NAME "_backward_" #CAPACITY, reinterpret_cast<const void *>(ck_##NAME##_backward_##CAPACITY)},            \
      ck::Layout<T, ck::width_##CAPACITY>::kThreads, ck::Layout<T, ck::width_##CAPACITY>::kRows}
 // Smallest first: the launcher takes the first that fits
 #define CK_NORM_ENTRIES(NAME, DTYPE, RDTYPE, T)                                                                        \
-    CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 256), CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 768),                            \
-        CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 1024), CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 2048),                      \
+    CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 768), CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 1024),                           \
         CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, 8192), CK_NORM_ENTRY(NAME, DTYPE, RDTYPE, T, any)
 
 #define CK_NORM_TABLE(OPERATION)                                                                                       \

@@ -10,13 +10,13 @@
 namespace ck {
 
 // Longest rows by the name in a kernel's symbol; "any" is for 8192 too, element by element.
-constexpr int width_256 = 256, width_768 = 768, width_1024 = 1024, width_2048 = 2048, width_8192 = 8192, width_any = 0;
+constexpr int width_768 = 768, width_1024 = 1024, width_8192 = 8192, width_any = 0;
 constexpr int kMaxWidth = 8192;
 
 template <typename T, int CAPACITY>
 struct Layout {
     static constexpr bool kOneWarp = CAPACITY != width_any && CAPACITY <= 1024;
-    static constexpr int kWarps = kOneWarp ? 1 : CAPACITY == 2048 ? 4 : 16;  // of a row
+    static constexpr int kWarps = kOneWarp ? 1 : 16;  // of a row
     static constexpr int kCount = CAPACITY == width_any ? 1 : kPerAccess<T>;
     static constexpr int kCapacity = CAPACITY == width_any ? kMaxWidth : CAPACITY;
     static constexpr int kVectors = kCapacity / (32 * kWarps * kCount);

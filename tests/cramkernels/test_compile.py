@@ -5,7 +5,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cramkernels import add_layer_norm, attention, geglu, gelu_layer_norm, layer_norm, layer_norm_gelu, mlm_loss, rotary
-from tests.cramkernels import known_defects
 from tests.cramkernels.cases import cumulative, rope_tables
 from tests.cramkernels.strategies import random
 
@@ -72,10 +71,7 @@ ROW_OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=known_defects.RESIDUAL_ALONE if "residual" in name else ()) for name in ROW_OPERATIONS],
-)
+@pytest.mark.parametrize("name", ROW_OPERATIONS)
 def test_row_operations(name):
     assert_compiles_to_the_same(ROW_OPERATIONS[name], [([random(rows, 12, seed=1, dtype=FP32)],) for rows in ROWS])
 
