@@ -87,12 +87,12 @@ def rotary(qkv_T3HD: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Te
     Raises:
         ValueError: a wrong shape, dtype or device.
     """
-    qkv_T3HD = _check(qkv_T3HD, cu_seqlens, 0)
-    cos, sin = _check_rope((cos, sin), qkv_T3HD, 0)
+    qkv_T3HD = _check(qkv_T3HD, cu_seqlens, None)
+    cos, sin = _check_rope((cos, sin), qkv_T3HD, _longest(cu_seqlens))
     return _rotary(qkv_T3HD, cos, sin, cu_seqlens)
 
 
-def _check(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
+def _check(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
     check_tensor("qkv_T3HD", qkv, dims=4)
     if qkv.shape[1] != 3 or qkv.shape[3] % 2:
         raise ValueError(f"qkv_T3HD: got shape {tuple(qkv.shape)}, want [T, 3, H, D] with even D")
@@ -101,21 +101,29 @@ def _check(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
     check_integers("cu_seqlens", cu_seqlens, qkv, (torch.int32,))
     if cu_seqlens.shape[0] < 1:
         raise ValueError("cu_seqlens: got no elements, want [B + 1]")
-    if not isinstance(max_seqlen, int | torch.SymInt) or max_seqlen < 0:
+    if max_seqlen is not None and (not isinstance(max_seqlen, int | torch.SymInt) or max_seqlen < 0):
         raise ValueError(f"max_seqlen: got {max_seqlen!r}, want a Python int >= 0")
-    if qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _is_readable(cu_seqlens):
         _check_values(cu_seqlens, qkv.shape[0], max_seqlen)
     return qkv
 
 
-def _check_values(cu_seqlens: Tensor, tokens: int, max_seqlen: int) -> None:
-    """On the CPU the values cost nothing to look at."""
-    if isinstance(cu_seqlens, torch._subclasses.FakeTensor):
-        return
+def _is_readable(x: Tensor) -> bool:
+    """On the CPU values cost nothing to look at."""
+    fake = isinstance(x, torch._subclasses.FakeTensor)
+    return x.device.type == "cpu" and not fake and not torch.compiler.is_compiling()
+
+
+def _longest(cu_seqlens: Tensor) -> int:
+    """The longest sequence where that can be read, else 0."""
+    return int(cu_seqlens.diff().max()) if _is_readable(cu_seqlens) and cu_seqlens.shape[0] > 1 else 0
+
+
+def _check_values(cu_seqlens: Tensor, tokens: int, max_seqlen: int | None) -> None:
     lengths = cu_seqlens.diff()
     if int(cu_seqlens[0]) < 0 or int(cu_seqlens[-1]) > tokens or (lengths.numel() and int(lengths.min()) < 0):
         raise ValueError(f"cu_seqlens: want ascending values within [0, T = {tokens}]")
-    if max_seqlen and lengths.numel() and int(lengths.max()) > max_seqlen:
+    if max_seqlen is not None and lengths.numel() and int(lengths.max()) > max_seqlen:
         raise ValueError(f"max_seqlen: got {max_seqlen}, but a sequence has {int(lengths.max())} tokens")
 
 

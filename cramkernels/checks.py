@@ -60,6 +60,8 @@ def check_dropout(dropout_p: float, seed: int | torch.Tensor | None, device: tor
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(f"seed: got {seed.dtype} of shape {tuple(seed.shape)}, want an int64 scalar")
         return seed.reshape(()).to(device)
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: got {seed!r}, want an int of 64 bits or an int64 scalar tensor")
     return torch.tensor(seed, dtype=torch.int64, device=device)
 
 

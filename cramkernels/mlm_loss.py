@@ -8,7 +8,7 @@ import torch
 
 from cramkernels.checks import check_integers, check_parameter_dtype, check_tensor, check_vector
 from cramkernels.dispatch import implementation
-from cramkernels.operator import autocast_cast, make_operator, optional
+from cramkernels.operator import autocast_cast, make_operator
 
 Tensor = torch.Tensor
 MODES = ("chunked", "recompute")
@@ -201,8 +201,8 @@ def _gradients(ctx, call_backward, grad, *_):
         saved = call_backward(*saved, *ctx.options, grad_scale, *ctx.wanted)
     factor = grad / grad_scale if ctx.scaled else grad
     dhidden, dweight, dbias = (
-        None if optional(gradient) is None else (gradient * factor).to(dtype)
-        for gradient, dtype in zip(saved, ctx.dtypes, strict=True)
+        (gradient * factor).to(dtype) if wanted else None
+        for gradient, dtype, wanted in zip(saved, ctx.dtypes, ctx.wanted, strict=True)
     )
     return dhidden, dweight, None, dbias, *(None,) * 10
 

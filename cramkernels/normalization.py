@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cramkernels.checks import check_approximate, check_dropout, check_tensor, check_vector
+from cramkernels.checks import check_approximate, check_dropout, check_parameter_dtype, check_tensor, check_vector
 from cramkernels.dispatch import implementation
 from cramkernels.operator import make_operator, optional
 
@@ -50,6 +50,7 @@ def add_layer_norm(
     """
     _check(x, weight, bias, eps)
     check_tensor("residual", residual, like=x)
+    check_parameter_dtype("residual", residual, x)
     if residual.shape != x.shape:
         raise ValueError(f"residual: got shape {tuple(residual.shape)}, want that of x, {tuple(x.shape)}")
     seed = check_dropout(dropout_p, seed, x.device)

@@ -3,6 +3,7 @@
 Eager calls go through a plain ``autograd.Function`` (a few microseconds); under ``torch.compile`` and for anything
 that inspects the dispatcher the same pair is registered as ``cramkernels::<name>`` and ``cramkernels::<name>_backward``
 with fake implementations. Forward and backward take and return plain tensors; a missing gradient is an empty tensor.
+There are no second derivatives: asking for one is an error.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def make_operator(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple:
+            if torch.is_grad_enabled():  # create_graph=True
+                raise RuntimeError(f"cramkernels.{name} has no second derivative; leave out create_graph=True")
             device_type = next((grad.device.type for grad in grads if grad is not None), "cpu")
             with _without_autocast(device_type):
                 return gradients(ctx, backward, *grads)
@@ -94,14 +97,18 @@ def _unshared(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without_autocast(device_type: str) -> AbstractContextManager:
     """An operation fixes its own formats: autocast must not reach inside."""
-    if torch.is_autocast_enabled(device_type):
+    if _is_autocast_on(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
 
+def _is_autocast_on(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def autocast_cast(x: torch.Tensor) -> torch.Tensor:
     """``x`` in the autocast dtype where autocast is on for its device: for operations that multiply matrices."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if _is_autocast_on(x.device.type) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 

@@ -9,14 +9,14 @@ from cramkernels.reference.normalization import widen
 
 def geglu_forward(x, linear_bias, approximate: str, gate: str):
     """x [.., 2F] -> [.., F]: a * GELU(g)."""
-    biased = _biased(x, linear_bias)
+    biased = _biased(x.contiguous(), linear_bias)
     linear, gated = _halves(biased, gate)
     return torch.nn.functional.gelu(gated, approximate=approximate).mul_(linear).to(x.dtype)
 
 
 def geglu_backward(grad, x, linear_bias, approximate: str, gate: str):
     """da = grad * GELU(g), dg = grad * a * GELU'(g); GELU is recomputed. Gradients of x and linear_bias."""
-    biased, grad = _biased(x, linear_bias), widen(grad)
+    biased, grad = _biased(x.contiguous(), linear_bias), widen(grad)
     linear, gated = _halves(biased, gate)
     dx = torch.empty_like(biased)
     dlinear_half, dgated_half = _halves(dx, gate)

@@ -29,7 +29,7 @@ class _Group(NamedTuple):
     """Some sequences, some heads: how their packed tokens map onto a padded batch [B, S].
 
     ``rows`` is a slice when the mapping is a view, else the packed row of each place, [B * S]; places beyond a
-    sequence's end then have ``valid_BS`` false and read any row. ``starts_B`` are the packed rows of the beginnings.
+    sequence's end then have ``valid_BS`` false, read zeros and write to row T. ``starts_B``: where sequences begin.
     """
 
     sequences: int
@@ -68,9 +68,6 @@ def attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, si
     for group in _groups(cu_seqlens, tokens, max_seqlen, heads, wide):
         q, k, v = _to_heads(wide, group).unbind(0)
         do = _to_heads(grad, group)[0]
-        if group.valid_BS is not None:  # padding queries carry other tokens' gradients: they must not reach keys
-            places = do.view(group.sequences, -1, group.length, width)
-            places.masked_fill_(~group.valid_BS.view(-1, 1, group.length, 1), 0.0)
         scores = _scores(q, k, group, window, scale)
         probabilities = torch.softmax(scores, dim=-1, out=scores)
         keep = _keep(group, dropout_p, seed, scores.dtype)
@@ -142,7 +139,9 @@ def _groups(cu_seqlens, tokens: int, max_seqlen: int, heads: int, wide) -> Itera
 
 def _is_dense(cu_seqlens, tokens: int, max_seqlen: int) -> bool:
     """Every sequence has the full length. Values are looked at on the CPU alone: reading a GPU would wait for it."""
-    if cu_seqlens.device.type != "cpu" or tokens != (cu_seqlens.shape[0] - 1) * max_seqlen:
+    if cu_seqlens.device.type != "cpu" or isinstance(cu_seqlens, torch._subclasses.FakeTensor):
+        return False
+    if tokens != (cu_seqlens.shape[0] - 1) * max_seqlen:
         return False
     return torch.equal(cu_seqlens, torch.arange(0, tokens + 1, max_seqlen, dtype=cu_seqlens.dtype))
 
@@ -156,6 +155,8 @@ def _to_heads(x_TKHD, group: _Group):
         part = part[group.rows.clamp(max=x_TKHD.shape[0] - 1)]
     _, parts, heads, width = part.shape
     padded = part.reshape(group.sequences, group.length, parts, heads, width)
+    if group.valid_BS is not None:  # what lies beyond a sequence's end is another's: not even its NaN may get in
+        padded = torch.where(group.valid_BS.view(group.sequences, group.length, 1, 1, 1), padded, 0)
     return padded.permute(2, 0, 3, 1, 4).reshape(parts, group.sequences * heads, group.length, width)
 
 

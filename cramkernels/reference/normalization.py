@@ -44,7 +44,7 @@ def layer_norm_backward(grad, x, weight, bias, mean, rstd):
 def add_layer_norm_forward(x, residual, weight, bias, eps: float, dropout_p: float, seed):
     """(LN(r), r, mean, rstd) with r = dropout(x) + residual; y has x's dtype, r the promoted one."""
     dtype = torch.promote_types(x.dtype, residual.dtype)
-    new_residual = (_dropout(widen(x), dropout_p, seed) + widen(residual)).to(dtype)
+    new_residual = (_dropout(widen(x.contiguous()), dropout_p, seed) + widen(residual)).to(dtype)
     y, mean, rstd = layer_norm_forward(new_residual, weight, bias, eps)
     return y.to(x.dtype), new_residual, mean, rstd
 
@@ -64,7 +64,7 @@ def add_layer_norm_backward(
 ):
     """Gradients of x, residual, weight and bias. Either incoming gradient may be None."""
     if grad_y is None:
-        dr, dweight, dbias = grad_residual, torch.zeros_like(weight), _or_empty(_zeros_like(bias), bias)
+        dr, dweight, dbias = grad_residual.contiguous(), torch.zeros_like(weight), _or_empty(_zeros_like(bias), bias)
     else:
         dr, dweight, dbias = layer_norm_backward(widen(grad_y), widen(new_residual), weight, bias, mean, rstd)
         if grad_residual is not None:

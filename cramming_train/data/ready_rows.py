@@ -110,9 +110,7 @@ def store_rows(
                     return
 
     with progress.stage("rows", "rows", total=recipe.max_rows) as stage:
-        rows, digest = write_rows(
-            out / "train", training_blocks(), recipe.row_length, dtype, None, "train", stage.add
-        )
+        rows, digest = write_rows(out / "train", training_blocks(), recipe.row_length, dtype, None, "train", stage.add)
     validation = np.fromfile(held_out, dtype=dtype).reshape(-1, recipe.row_length)
     validation_rows, validation_digest = write_rows(
         out / "validation", iter([validation]), recipe.row_length, dtype, None, "validation"

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cramkernels.dispatch import FAMILIES
-from tests.cramkernels import known_defects
 from tests.cramkernels.cases import cumulative, rope_tables
 from tests.cramkernels.strategies import random
 
@@ -107,13 +106,7 @@ TRANSPOSED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=known_defects.FAKE_STRIDES if name in ("add_layer_norm", "geglu") else ())
-        for name in TRANSPOSED
-    ],
-)
+@pytest.mark.parametrize("name", TRANSPOSED)
 def test_fake_strides_of_transposed_inputs(name):
     """Compiled code trusts the strides that the fake implementation promises."""
     torch.library.opcheck(operator(name), TRANSPOSED[name], test_utils="test_faketensor")
