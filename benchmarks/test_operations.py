@@ -19,7 +19,7 @@ from benchmarks.interleaved import compare
 TOKENS, VOCAB, EPS = 4096, 32768, 1e-12
 WIDTHS = pytest.mark.parametrize("width", [256, 768])
 # Slower than this against eager is a regression; room for a noisy machine included.
-CEILING = {"mlm_loss": 1.0, "attention": 1.3, "memory_bound": 1.3}
+CEILING = {"mlm_loss": 1.1, "attention": 1.7, "memory_bound": 1.7}
 
 
 def leaf(*shape: int, scale: float = 1.0) -> Tensor:
