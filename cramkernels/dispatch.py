@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import torch
 
-from cramkernels import library
-
 FAMILIES = {
     "attention": "attention",
     "rotary": "attention",
@@ -33,6 +31,7 @@ BACKENDS = ("cuda", "triton", "reference")
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 _forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
+_simulated: ContextVar[str | None] = ContextVar("simulated_backend", default=None)
 
 
 class BackendChoice(NamedTuple):
@@ -82,6 +81,17 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextmanager
+def simulate_backend(name: str) -> Iterator[None]:
+    """As :func:`use_backend`, for CPU tensors: its launches go to a simulator or an interpreter (see the tests)."""
+    token = _simulated.set(name)
+    try:
+        with use_backend(name):
+            yield
+    finally:
+        _simulated.reset(token)
+
+
 def implementation(op: str, direction: str, x: torch.Tensor) -> Callable:
     """The function that runs ``op`` in ``direction`` ("forward" or "backward") for tensors like ``x``."""
     if x.device.type == "cpu" and _forced.get() is None:  # the fast path of every eager call on a CPU
@@ -108,7 +118,7 @@ def _obstacle(backend: str, op: str, dtype: torch.dtype, device: torch.device) -
     """Why this backend cannot serve, or None."""
     if backend == "reference":
         return None
-    if device.type != "cuda" and not (backend == "cuda" and library.hook_installed()):
+    if device.type != "cuda" and backend != _simulated.get():
         return f"{device.type} tensors"
     if dtype == torch.float64:
         return "float64"

@@ -99,7 +99,7 @@ def architecture_obstacle(capability: tuple[int, int], built: tuple[int, ...]) -
 
 @contextmanager
 def launch_hook(hook: Callable[[Launch], None]) -> Iterator[None]:
-    """Within this context launches are reported to ``hook`` and do not reach a device; CPU tensors are accepted.
+    """Within this context launches are reported to ``hook`` and do not reach a device.
 
     RuntimeError where there is no library. Exceptions of the hook are raised by :func:`call`.
     """

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cramming_train.data.prepare import AUTO, default_cache_dir, prepare_data
-from cramming_train.errors import Interrupted, UsageError, command
+from cramming_train.errors import UsageError, command
 from cramming_train.recipes import apply_overrides, default_recipe, get_recipe
+from cramming_train.signals import terminate_by_exception
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,27 +35,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise Interrupted(number, "terminated")
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     arguments = build_parser().parse_args(argv)
     if arguments.processes is not None and arguments.processes < 1:
         raise UsageError(f"--processes: got {arguments.processes}, want at least 1")
-    signal.signal(signal.SIGTERM, _terminate)
     recipe = apply_overrides(get_recipe(arguments.recipe), arguments.overrides).data
     print(json.dumps({"data": dataclasses.asdict(recipe)}, indent=2))
-    prepared = prepare_data(
-        arguments.data,
-        recipe,
-        cache_dir=default_cache_dir(),
-        out=arguments.out,
-        text_column=arguments.text_column,
-        processes=arguments.processes,
-    )
+    with terminate_by_exception():
+        prepared = prepare_data(
+            arguments.data,
+            recipe,
+            cache_dir=default_cache_dir(),
+            out=arguments.out,
+            text_column=arguments.text_column,
+            processes=arguments.processes,
+        )
     shown = ("source", "documents", "characters_read", "characters_dropped", "repeats_cut", "characters_cut",
              "documents_filtered", "rows", "validation_rows", "tokens", "unigram_loss")  # fmt: skip
     for key in shown:

@@ -30,7 +30,7 @@ from cramming_train.loop import Loop
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
 from cramming_train.precision import Precision
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run
-from cramming_train.signals import StopRequest
+from cramming_train.signals import StopRequest, terminate_by_exception
 from cramming_train.starting import Settings, new_settings, open_run
 from cramming_train.summary import device_name, kernels_used, rules, write_summary
 from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     world = join_world(device.type)
     try:
-        run, settings, prepared = open_run(arguments, device.type, world)
+        with terminate_by_exception():
+            run, settings, prepared = open_run(arguments, device.type, world)
         pretrain(run, settings, prepared, device, world, arguments.track)
     finally:
         world.close()

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from cramming_train.errors import Interrupted
+
+
+@contextmanager
+def terminate_by_exception() -> Iterator[None]:
+    """Context in which SIGTERM raises Interrupted, as SIGINT raises KeyboardInterrupt: what is half made is removed."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "terminated")
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class StopRequest:

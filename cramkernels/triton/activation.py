@@ -19,7 +19,6 @@ def _forward_kernel(
     x_ptr, bias_ptr, y_ptr, rows, width, BIAS: tl.constexpr, TANH: tl.constexpr, GATE_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    ACCURATE: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     linear_at = columns + width if GATE_FIRST else columns
@@ -34,7 +33,7 @@ def _forward_kernel(
         if BIAS:
             linear += linear_bias
             gated += gated_bias
-        value, _ = gelu(gated, TANH, ACCURATE)
+        value, _ = gelu(gated, TANH)
         tl.store(y_ptr + row.to(tl.int64) * width + columns, (linear * value).to(y_ptr.dtype.element_ty), inside)
 
 
@@ -43,7 +42,6 @@ def _backward_kernel(
     grad_ptr, x_ptr, bias_ptr, dx_ptr, partials_ptr, rows, width, BIAS: tl.constexpr, TANH: tl.constexpr,
     GATE_FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    ACCURATE: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     linear_at = columns + width if GATE_FIRST else columns
@@ -61,7 +59,7 @@ def _backward_kernel(
         if BIAS:
             linear += linear_bias
             gated += gated_bias
-        value, slope = gelu(gated, TANH, ACCURATE)
+        value, slope = gelu(gated, TANH)
         dlinear = grad * value
         dgated = grad * linear * slope
         tl.store(dx_ptr + start + linear_at, dlinear.to(dx_ptr.dtype.element_ty), inside)

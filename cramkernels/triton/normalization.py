@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.random import philox_impl
 
 from cramkernels.reference import normalization as reference
 from cramkernels.reference.philox import keep_threshold
@@ -26,7 +27,7 @@ def _keep_factors(seed, row, block, threshold, keep_scale, BLOCK: tl.constexpr):
     counter = tl.arange(0, BLOCK // 4).to(tl.uint32)
     zeros = counter * 0
     key = seed.to(tl.uint64)
-    w0, w1, w2, w3 = tl.philox_impl(
+    w0, w1, w2, w3 = philox_impl(
         counter, zeros + row.to(tl.uint32), zeros, zeros + 1,
         (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32), 10,
     )  # fmt: skip
@@ -41,7 +42,6 @@ def _forward_kernel(
     OP: tl.constexpr, BIAS: tl.constexpr, LINEAR_BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    ACCURATE: tl.constexpr = x_ptr.dtype.element_ty == tl.float32
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     weight = tl.load(weight_ptr + columns, inside, 0.0).to(tl.float32)
@@ -63,7 +63,7 @@ def _forward_kernel(
         if OP == GELU_LAYER_NORM:
             if LINEAR_BIAS:
                 x += linear_bias
-            x, _ = gelu(x, TANH, ACCURATE)
+            x, _ = gelu(x, TANH)
         mean = tl.sum(x, 0) / width
         centred = tl.where(inside, x - mean, 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
@@ -71,7 +71,7 @@ def _forward_kernel(
         if BIAS:
             y += bias
         if OP == LAYER_NORM_GELU:
-            y, _ = gelu(y, TANH, ACCURATE)
+            y, _ = gelu(y, TANH)
         tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), inside)
         tl.store(mean_ptr + row, mean)
         tl.store(rstd_ptr + row, rstd)
@@ -84,7 +84,6 @@ def _backward_kernel(
     OP: tl.constexpr, BIAS: tl.constexpr, LINEAR_BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
     GRAD_RESIDUAL: tl.constexpr, DRESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    ACCURATE: tl.constexpr = grad_ptr.dtype.element_ty == tl.float32
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     weight = tl.load(weight_ptr + columns, inside, 0.0).to(tl.float32)
@@ -102,13 +101,13 @@ def _backward_kernel(
         if OP == GELU_LAYER_NORM:
             if LINEAR_BIAS:
                 x += linear_bias
-            x, slope = gelu(x, TANH, ACCURATE)
+            x, slope = gelu(x, TANH)
         normal = (x - tl.load(mean_ptr + row)) * tl.load(rstd_ptr + row)
         if OP == LAYER_NORM_GELU:
             scaled = normal * weight
             if BIAS:
                 scaled += bias
-            _, last_slope = gelu(scaled, TANH, ACCURATE)
+            _, last_slope = gelu(scaled, TANH)
             grad *= last_slope
         dweight += grad * normal
         dbias += grad

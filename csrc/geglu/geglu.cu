@@ -42,7 +42,7 @@ __device__ __forceinline__ void geglu_forward(const ck_geglu_args &a) {
         ck::load(x + at.gated, gated);
 #pragma unroll
         for (int c = 0; c < COUNT; ++c)
-            linear[c] = (linear[c] + linear_bias[c]) * ck::gelu<sizeof(T) == 4>(gated[c] + gated_bias[c], a.tanh).value;
+            linear[c] = (linear[c] + linear_bias[c]) * ck::gelu(gated[c] + gated_bias[c], a.tanh).value;
         ck::store(static_cast<T *>(a.y) + row * a.width + at.column, linear);
     }
 }
@@ -63,7 +63,7 @@ __device__ __forceinline__ void geglu_backward(const ck_geglu_args &a) {
         ck::load(static_cast<const T *>(a.grad) + row * a.width + at.column, grad);
 #pragma unroll
         for (int c = 0; c < COUNT; ++c) {
-            const ck::Gelu gelu = ck::gelu<sizeof(T) == 4>(gated[c] + gated_bias[c], a.tanh);
+            const ck::Gelu gelu = ck::gelu(gated[c] + gated_bias[c], a.tanh);
             gated[c] = grad[c] * (linear[c] + linear_bias[c]) * gelu.slope;
             linear[c] = grad[c] * gelu.value;
             dlinear_sum[c] += linear[c], dgated_sum[c] += gated[c];

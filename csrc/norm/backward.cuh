@@ -11,47 +11,9 @@
 #include "../common/gelu.cuh"
 #include "../common/philox.cuh"
 #include "../common/reduce.cuh"
-#include "layout.cuh"
+#include "parameter.cuh"
 
 namespace ck {
-
-// A parameter during the walk over rows: in shared memory where a warp owns a row, for its registers are full then; else
-// in registers (HELD), or, where those are full too, read again for each row, out of the L1 cache.
-template <typename T, typename L, bool HELD>
-struct Parameter {
-    static constexpr int V = L::kVectors, C = L::kCount;
-    static constexpr bool kRegisters = HELD && !L::kOneWarp;
-    const void *source;
-    int dtype;
-    const float *shared;
-    float held[kRegisters ? V : 1][C];
-
-    __device__ void fetch(const void *p, int parameter_dtype, int width, float *memory) {
-        source = p, dtype = parameter_dtype, shared = memory;
-        if constexpr (L::kOneWarp) {
-            for (int column = threadIdx.x * C; column < width; column += L::kThreads * C) {
-                float piece[C];
-                load_parameter<T>(p, dtype, column, piece);
-                store(memory + column, piece);
-            }
-        } else if constexpr (kRegisters) {
-#pragma unroll
-            for (int v = 0; v < V; ++v)
-                if (L::column(v) < width) load_parameter<T>(p, dtype, L::column(v), held[v]);
-        }
-    }
-
-    __device__ void get(int v, float (&out)[C]) const {
-        if constexpr (L::kOneWarp) {
-            load(shared + L::column(v), out);
-        } else if constexpr (kRegisters) {
-#pragma unroll
-            for (int c = 0; c < C; ++c) out[c] = held[v][c];
-        } else {
-            load_parameter<T>(source, dtype, L::column(v), out);
-        }
-    }
-};
 
 // Sums the four warps' registers in their order and writes them, or writes them as they are where threads own columns.
 template <typename L>
@@ -67,10 +29,13 @@ __device__ __forceinline__ void write_partial(const float (&sums)[L::kVectors][L
             for (int v = 0; v < V; ++v) {
                 if (L::column(v) >= width) continue;
                 float total[C] = {};
-                if (turn > 0) load(memory + L::column(v), total);
+                if (turn > 0) Shelf<L>::get(memory, v, threadIdx.x % 32, total);
 #pragma unroll
                 for (int c = 0; c < C; ++c) total[c] += sums[v][c];
-                store(turn + 1 < L::kRows ? memory + L::column(v) : out + L::column(v), total);
+                if (turn + 1 < L::kRows)
+                    Shelf<L>::put(memory, v, threadIdx.x % 32, total);
+                else
+                    store(out + L::column(v), total);
             }
         }
     } else {
@@ -84,20 +49,19 @@ template <typename T, typename R, int OP, int CAPACITY>
 __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
     using L = Layout<T, CAPACITY>;
     constexpr int V = L::kVectors, C = L::kCount;
-    constexpr bool kAccurate = sizeof(T) == 4, kGeluFirst = OP == CK_GELU_LAYER_NORM, kGeluLast = OP == CK_LAYER_NORM_GELU;
-    constexpr int kShared = L::kOneWarp ? L::kCapacity : 1;
+    constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM, kGeluLast = OP == CK_LAYER_NORM_GELU;
     __shared__ float slots[2][2][L::kWarps];
-    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][kShared];
+    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][Shelf<L>::kSize];
     // The GELU's slopes wait here for the row's sums, each thread's own, where registers would not hold them
     __shared__ __align__(16) float slopes[kGeluFirst && !L::kOneWarp ? L::kCapacity : 1];
     const int width = a.width;
     const float inverse_width = 1.0f / width;
 
     // other: the norm's bias for LAYER_NORM_GELU, the linear bias for GELU_LAYER_NORM
-    Parameter<T, L, !kGeluFirst> weight, other;
+    Parameter<T, L, !kGeluFirst && L::kCount != 1> weight, other;
     weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
     const void *const other_source = kGeluFirst ? a.linear_bias : kGeluLast ? a.bias : nullptr;
-    if (other_source) other.fetch(other_source, a.parameter_dtype, width, memory[kGeluFirst || kGeluLast]);
+    other.fetch(other_source, a.parameter_dtype, width, memory[kGeluFirst || kGeluLast]);
     if constexpr (L::kOneWarp) __syncthreads();
     const uint64_t seed = OP == CK_ADD_LAYER_NORM && a.drop_threshold ? *a.seed : 0;
 
@@ -112,20 +76,20 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
         for (int v = 0; v < V; ++v) {
             const int column = L::column(v);
             if (column >= width) continue;
-            float w[C], b[C] = {};
+            float w[C], b[C];
             weight.get(v, w);
-            if (other_source) other.get(v, b);
+            other.get(v, b);
             load(static_cast<const T *>(a.grad) + start + column, g[v]);
             load(static_cast<const R *>(a.x) + start + column, normal[v]);
 #pragma unroll
             for (int c = 0; c < C; ++c) {
                 if constexpr (kGeluFirst) {
-                    const Gelu activated = gelu<kAccurate>(normal[v][c] + b[c], a.tanh);
+                    const Gelu activated = gelu(normal[v][c] + b[c], a.tanh);
                     normal[v][c] = activated.value;
                     slope[L::kOneWarp ? v : 0][c] = activated.slope;
                 }
                 normal[v][c] = (normal[v][c] - mean) * rstd;
-                if constexpr (kGeluLast) g[v][c] *= gelu<kAccurate>(fmaf(normal[v][c], w[c], b[c]), a.tanh).slope;
+                if constexpr (kGeluLast) g[v][c] *= gelu(fmaf(normal[v][c], w[c], b[c]), a.tanh).slope;
                 dweight[v][c] = fmaf(g[v][c], normal[v][c], dweight[v][c]);
                 dbias[v][c] += g[v][c];
                 g[v][c] *= w[c];

@@ -1,13 +1,13 @@
 // Forward of LayerNorm and its fusions: one read of each input, one write of each output, two floats a row.
 //
-// A row stays in registers from its load to its store; mean and variance are two passes over those registers. The
-// parameters are loaded once a CTA, which then walks over rows.
+// A row stays in registers from its load to its store; mean and variance are two passes over those registers. A CTA
+// loads the parameters once and then walks over rows.
 #pragma once
 
 #include "../common/gelu.cuh"
 #include "../common/philox.cuh"
 #include "../common/reduce.cuh"
-#include "layout.cuh"
+#include "parameter.cuh"
 
 namespace ck {
 
@@ -16,20 +16,17 @@ template <typename T, typename R, int OP, int CAPACITY>
 __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
     using L = Layout<T, CAPACITY>;
     constexpr int V = L::kVectors, C = L::kCount;
-    constexpr bool kAccurate = sizeof(T) == 4;
-    __shared__ float slots[2][L::kWarps];
+    __shared__ float slots[L::kWarps], more_slots[2][L::kWarps];
     const int width = a.width;
     const float inverse_width = 1.0f / width;
 
-    float weight[V][C], bias[V][C] = {}, linear_bias[V][C] = {};
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-        if (L::column(v) >= width) continue;
-        load_parameter<T>(a.weight, a.parameter_dtype, L::column(v), weight[v]);
-        if (a.bias) load_parameter<T>(a.bias, a.parameter_dtype, L::column(v), bias[v]);
-        if (OP == CK_GELU_LAYER_NORM && a.linear_bias)
-            load_parameter<T>(a.linear_bias, a.parameter_dtype, L::column(v), linear_bias[v]);
-    }
+    constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM;
+    __shared__ __align__(16) float memory[2 + kGeluFirst][Shelf<L>::kSize];
+    Parameter<T, L> weight, bias, linear_bias;
+    weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
+    bias.fetch(a.bias, a.parameter_dtype, width, memory[1]);
+    linear_bias.fetch(kGeluFirst ? a.linear_bias : nullptr, a.parameter_dtype, width, memory[1 + kGeluFirst]);
+    if constexpr (L::kOneWarp) __syncthreads();
     const uint64_t seed = OP == CK_ADD_LAYER_NORM && a.drop_threshold ? *a.seed : 0;
 
     for (int64_t row = L::first_row(); row < a.rows; row += L::row_step()) {
@@ -48,33 +45,44 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
                 for (int c = 0; c < C; ++c) x[v][c] = to_float(from_float<R>(x[v][c] + residual[c]));
                 store(static_cast<R *>(a.new_residual) + start + column, x[v]);
             }
-            if constexpr (OP == CK_GELU_LAYER_NORM) {
+            if constexpr (kGeluFirst) {
+                float b[C];
+                linear_bias.get(v, b);
 #pragma unroll
-                for (int c = 0; c < C; ++c) x[v][c] = gelu<kAccurate>(x[v][c] + linear_bias[v][c], a.tanh).value;
+                for (int c = 0; c < C; ++c) x[v][c] = gelu(x[v][c] + b[c], a.tanh).value;
             }
 #pragma unroll
             for (int c = 0; c < C; ++c) sum += x[v][c];
         }
-        const float mean = row_sum<L::kWarps>(sum, slots[0]) * inverse_width;
-
-        float squares = 0.0f;
+        // The first mean carries the rounding of a sum of large numbers; the deviations from it do not
+        const float rough_mean = row_sum<L::kWarps>(sum, slots) * inverse_width;
+        float deviation = 0.0f, squares = 0.0f;
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             if (L::column(v) >= width) continue;
 #pragma unroll
-            for (int c = 0; c < C; ++c) squares = fmaf(x[v][c] - mean, x[v][c] - mean, squares);
+            for (int c = 0; c < C; ++c) {
+                const float d = x[v][c] - rough_mean;
+                deviation += d;
+                squares = fmaf(d, d, squares);
+            }
         }
-        const float rstd = rsqrtf(row_sum<L::kWarps>(squares, slots[1]) * inverse_width + a.eps);
+        row_sums<L::kWarps>(deviation, squares, more_slots);
+        deviation *= inverse_width;
+        const float mean = rough_mean + deviation;
+        const float rstd = rsqrtf(fmaf(squares, inverse_width, -deviation * deviation) + a.eps);
 
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const int column = L::column(v);
             if (column >= width) continue;
-            float y[C];
+            float y[C], w[C], b[C];
+            weight.get(v, w);
+            bias.get(v, b);
 #pragma unroll
             for (int c = 0; c < C; ++c) {
-                y[c] = fmaf((x[v][c] - mean) * rstd, weight[v][c], bias[v][c]);
-                if constexpr (OP == CK_LAYER_NORM_GELU) y[c] = gelu<kAccurate>(y[c], a.tanh).value;
+                y[c] = fmaf((x[v][c] - mean) * rstd, w[c], b[c]);
+                if constexpr (OP == CK_LAYER_NORM_GELU) y[c] = gelu(y[c], a.tanh).value;
             }
             store(static_cast<T *>(a.y) + start + column, y);
         }

@@ -205,6 +205,17 @@ NORM_CASES = (
     + [RowCase("add_layer_norm", dtype, FP32, shape=(6, 65), residual_dtype=FP32) for dtype in (FP16, BF16)]
     + [RowCase("add_layer_norm", dtype, shape=(9, 65), options=(("dropout_p", 0.3), ("seed", -7))) for dtype in DTYPES]
 )
+# Beside the above, for kernels: several rows a warp or CTA, rows of a whole CTA, the longest rows
+KERNEL_ROW_SHAPES = ((45, 72), (19, 768), (5, 2056), (2, 8192))
+KERNEL_ROW_CASES = (
+    [RowCase(op, dtype, shape=shape) for shape in KERNEL_ROW_SHAPES for op in NORMS for dtype in DTYPES]
+    + [RowCase("geglu", dtype, FP32, shape=(37, 1040), linear_bias=True) for dtype in DTYPES]
+    + [
+        RowCase("add_layer_norm", dtype, residual_dtype=FP32, shape=shape)
+        for shape in ((9, 768), (9, 1000), (3, 2056))
+        for dtype in (FP16, BF16)
+    ]
+)
 GEGLU_CASES = [
     RowCase("geglu", dtype, shape=shape) for shape in ((0, 64), (1, 2), (7, 66), (2, 3, 2000)) for dtype in DTYPES
 ] + [

@@ -6,8 +6,9 @@ PTX is made from the same sources as the library, for the architecture asked for
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,12 +23,16 @@ import torch
 
 from cramkernels import library
 from cramkernels.cuda.arguments import BLOCKS
+from cramkernels.dispatch import simulate_backend
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "csrc"
+FAMILIES = ("layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu")  # the longest prefix first
+FAMILY_FILES = {"ck_reduce_partials": "reduce"}
 SIMULATOR = ROOT / ".." / "shared" / "tools" / "ptxsim"
 POINTERS = {block.size: pointers for block, pointers in BLOCKS.values()}  # by the size of the argument block
 
-sys.path.insert(0, str(ROOT / "csrc"))
+sys.path.insert(0, str(SOURCES))
 
 
 def simulator():
@@ -47,38 +52,51 @@ def simulator():
 
 
 @cache
-def module_with(symbol: str, architecture: int, defines: tuple[str, ...] = ()):
+def module_with(symbol: str, architecture: int, sources: Path = SOURCES):
     """The PTX module that holds a kernel."""
-    for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        module = _module(source, architecture, defines)
-        if module is not None and symbol in module.kernels:
-            return module
-    raise LookupError(symbol)
+    stem = FAMILY_FILES.get(symbol) or next(stem for stem in FAMILIES if symbol.startswith(f"ck_{stem}_"))
+    return _module(next(sources.rglob(f"{stem}.cu")), architecture)
+
+
+def all_kernels(architecture: int) -> list[str]:
+    """Every kernel of csrc."""
+    stems = [*FAMILIES, *FAMILY_FILES.values()]
+    return [name for stem in stems for name in _module(next(SOURCES.rglob(f"{stem}.cu")), architecture).kernels]
 
 
 @cache
-def _module(source: Path, architecture: int, defines: tuple[str, ...]):
+def _module(source: Path, architecture: int):
     import ptxsim
 
-    text = _ptx(source, architecture, defines)
-    return ptxsim.Module(text) if ".entry" in text else None
+    return ptxsim.Module(ptx(source, architecture))
 
 
-def _ptx(source: Path, architecture: int, defines: tuple[str, ...]) -> str:
-    from native_build import find_nvcc
+def ptx(source: Path, architecture: int) -> str:
+    """PTX of one source file."""
+    from native_build import FLAGS, find_nvcc
 
-    digest = hashlib.sha256(repr((architecture, defines)).encode())
-    for path in sorted((ROOT / "csrc").rglob("*.[ch]*")):
+    digest = hashlib.sha256(f"{source.name} {architecture}".encode())
+    folder = source.parents[1]
+    for path in sorted(folder.rglob("*.[ch]*")):
         digest.update(path.read_bytes())
-    kept = Path(tempfile.gettempdir()) / f"cramkernels-ptx-{digest.hexdigest()[:16]}"
-    path = kept / f"{source.stem}.ptx"
+    path = Path(tempfile.gettempdir()) / "cramkernels-ptx" / f"{source.stem}-{digest.hexdigest()[:16]}.ptx"
     if not path.exists():
-        kept.mkdir(exist_ok=True)
-        command = [find_nvcc(), "-ptx", "-std=c++17", "-O3", "-lineinfo", f"-arch=compute_{architecture}",
-                   '-DCK_ARCHITECTURES="simulated"', *defines, source, "-o", path.with_suffix(".new")]  # fmt: skip
+        path.parent.mkdir(exist_ok=True)
+        fresh = path.with_suffix(f".{os.getpid()}")
+        command = [find_nvcc(), "-ptx", *FLAGS, "-lineinfo", f"-arch=compute_{architecture}", source, "-o", fresh]
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
-        path.with_suffix(".new").rename(path)
+        fresh.rename(path)
     return path.read_text()
+
+
+def planted(folder: Path, file: str, there: str, instead: str) -> Path:
+    """A copy of csrc with one change."""
+    sources = folder / "csrc"
+    shutil.copytree(SOURCES, sources)
+    text = (sources / file).read_text()
+    assert there in text, f"{file} has changed: {there}"
+    (sources / file).write_text(text.replace(there, instead, 1))
+    return sources
 
 
 class Executed(list):
@@ -90,7 +108,7 @@ class Executed(list):
 
 
 @contextmanager
-def simulated(architecture: int, check: str = "full", defines: tuple[str, ...] = ()) -> Iterator[Executed]:
+def simulated(architecture: int, check: str = "full", sources: Path = SOURCES) -> Iterator[Executed]:
     """Within this context launches of the library execute in the simulator, with ``check`` and the race check on."""
     ptxsim = simulator()
     executed = Executed()
@@ -99,33 +117,40 @@ def simulated(architecture: int, check: str = "full", defines: tuple[str, ...] =
         symbol = launch.symbol.decode()
         raw = ctypes.string_at(launch.arguments, launch.argument_bytes)
         memory = ptxsim.GlobalMemory()
-        result = module_with(symbol, architecture, defines).launch(
+        result = module_with(symbol, architecture, sources).launch(
             symbol, grid=tuple(launch.grid), block=tuple(launch.block), args=[_translated(raw, memory)],
             shared_bytes=launch.shared_bytes, check=check, global_races=check == "full", memory=memory,
         )  # fmt: skip
         executed.append((symbol, result))
 
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # fills fresh tensors with NaN: what is not written shows
-    try:
-        with library.launch_hook(hook):
-            yield executed
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
+    with library.launch_hook(hook), simulate_backend("cuda"):
+        yield executed
 
 
 def _translated(raw: bytes, memory) -> bytes:
-    """The argument block with simulated addresses: each pointer is that of a tensor alive now, with its bounds."""
+    """The argument block with simulated addresses: each pointer is that of a tensor of the caller, with its bounds."""
     count = POINTERS[len(raw)]
     pointers = struct.unpack_from(f"={count}Q", raw)
     smallest: dict[int, torch.Tensor] = {}
-    for x in gc.get_objects():
-        if isinstance(x, torch.Tensor) and type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu":
-            address = x.data_ptr()
-            if address in pointers and (address not in smallest or x.numel() < smallest[address].numel()):
-                smallest[address] = x
+    for x in _tensors_of_callers():
+        address = x.data_ptr()
+        if address not in smallest or x.numel() < smallest[address].numel():
+            smallest[address] = x
     missing = [p for p in pointers if p and p not in smallest]
     assert not missing, "a pointer that belongs to no tensor"
     distinct = [p for p in dict.fromkeys(pointers) if p]
     addresses = dict(zip(distinct, memory.register_all([("tensor", smallest[p]) for p in distinct]), strict=True))
     return struct.pack(f"={count}Q", *(addresses.get(p, 0) for p in pointers)) + raw[8 * count :]
+
+
+def _tensors_of_callers() -> Iterator[torch.Tensor]:
+    """The local tensors of the functions that led to ``library.call``."""
+    frame = sys._getframe()
+    while frame.f_code is not library.call.__code__:
+        frame = frame.f_back
+    for _ in range(3):
+        frame = frame.f_back
+        for value in frame.f_locals.values():
+            for x in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(x, torch.Tensor):
+                    yield x

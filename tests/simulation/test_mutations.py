@@ -1,0 +1,50 @@
+"""Bugs planted in the kernels, one at a time: the cases must notice each."""
+
+import pytest
+
+from tests.cramkernels.cases import BF16, FP32, RowCase
+from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
+from tests.simulation import cuda
+
+NORM, ADD = "layer_norm", "add_layer_norm"
+WIDE = (40, 72)  # several rows a warp
+MUTANTS = [
+    # file, what is there, what is planted, a case that must fail
+    ("norm/forward.cuh", "if constexpr (L::kOneWarp) __syncthreads();", ";", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/forward.cuh", "if (column >= width) continue;", "", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/forward.cuh", "if (L::column(v) >= width) continue;", "", RowCase(NORM, FP32, shape=(6, 40), offset=9.0)),
+    ("norm/forward.cuh", "deviation *= inverse_width;", "deviation = 0.0f;",
+     RowCase("gelu_layer_norm", FP32, shape=(6, 65), offset=300.0)),
+    ("norm/forward.cuh", "if (L::column(0) == 0) a.mean", "if (row == 0) a.mean", RowCase(NORM, FP32, shape=WIDE)),
+    ("norm/backward.cuh", "if constexpr (L::kOneWarp) __syncthreads();", ";", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "            __syncthreads();\n", "", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "turn < L::kRows; ++turn", "turn < L::kRows - 1; ++turn", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "total[c] += sums[v][c];", "total[c] = sums[v][c];", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "parity ^= 1", "parity ^= 0", RowCase(NORM, FP32, shape=(9, 2056))),
+    ("norm/backward.cuh", "dx[c] *= slope", "dx[c] += slope", RowCase("gelu_layer_norm", BF16, shape=WIDE)),
+    ("norm/backward.cuh", "dx[c] += more[c];", ";", RowCase(ADD, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "if (a.drop_threshold) drop(dx", "if (false) drop(dx",
+     RowCase(ADD, BF16, shape=WIDE, options=(("dropout_p", 0.3), ("seed", 5)))),
+    ("norm/reduce.cu", "    __syncthreads();\n", "", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/reduce.cu", "warp = 1; warp < kWarps", "warp = 1; warp < kWarps - 1", RowCase(NORM, BF16, shape=(80, 72))),
+    ("geglu/geglu.cu", "        __syncthreads();\n", "",
+     RowCase("geglu", BF16, shape=WIDE, linear_bias=True)),
+    ("geglu/geglu.cu", "if (at.column >= a.width) return;", "", RowCase("geglu", BF16, shape=WIDE)),
+    ("geglu/geglu.cu", "gelu.slope;", "gelu.value;", RowCase("geglu", FP32, shape=WIDE)),
+    ("common/philox.cuh", "key0 += 0x9E3779B9u, key1", "key1",
+     RowCase(ADD, FP32, shape=WIDE, options=(("dropout_p", 0.3), ("seed", 5)))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "there", "planted", "case"), MUTANTS, ids=[f"{m[0]}:{m[1].strip()}" for m in MUTANTS])
+def test_a_planted_bug_is_caught(file, there, planted, case, tmp_path, proof):
+    cuda.simulator()
+    sources = cuda.planted(tmp_path, file, there, planted)
+    arguments = case.arguments()
+    expected = plain(case, arguments), exact(case, arguments)
+    with pytest.raises(Exception) as caught:  # the simulator's own errors, or a wrong result
+        with cuda.simulated(80, sources=sources):
+            results = ours(case, arguments)
+        assert_error_rule(results, *expected, case.dtype)
+    assert not isinstance(caught.value, LookupError | OSError), "the mutant did not run"
+    proof("planted bugs caught", {f"{file}:{there}"})
