@@ -94,15 +94,13 @@ def simulate_backend(name: str) -> Iterator[None]:
 
 def implementation(op: str, direction: str, x: torch.Tensor) -> Callable:
     """The function that runs ``op`` in ``direction`` ("forward" or "backward") for tensors like ``x``."""
-    if x.device.type == "cpu" and _forced.get() is None:  # the fast path of every eager call on a CPU
-        backend = "reference"
-    else:
-        backend = backend_for(op, dtype=x.dtype, device=x.device).backend
-    return _function(backend, op, direction)
+    # the choice is made once for each kind of tensor and each backend asked for: a call must not pay for it again
+    return _implementation(op, direction, x.dtype, x.device, _forced.get(), _simulated.get())
 
 
 @cache
-def _function(backend: str, op: str, direction: str) -> Callable:
+def _implementation(op: str, direction: str, dtype, device, forced: str | None, simulated: str | None) -> Callable:
+    backend = backend_for(op, dtype=dtype, device=device).backend
     module = importlib.import_module(f"cramkernels.{backend}.{FAMILIES[op]}")
     return getattr(module, f"{op}_{direction}")
 

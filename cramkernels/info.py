@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from cramkernels import library
 from cramkernels.dispatch import OPERATIONS, backend_for
 
 
@@ -25,6 +26,7 @@ def report() -> str:
     lines = [
         f"python {platform.python_version()}, torch {torch.__version__}, CUDA of torch: {torch.version.cuda or 'none'}",
         f"triton: {_version('triton')}",
+        f"CUDA library: {_library()}",
     ]
     for device, dtype, name in devices():
         lines.append(f"\n{device} ({name}), {dtype}:")
@@ -34,6 +36,18 @@ def report() -> str:
     if not torch.cuda.is_available():
         lines.append("\nno CUDA device: everything runs on the reference backend")
     return "\n".join(lines)
+
+
+def _library() -> str:
+    loaded = library.load()
+    if isinstance(loaded, str):
+        return loaded
+    described = f"{library.PATH.name} for {', '.join(f'sm_{n}' for n in loaded.architectures)}"
+    driver = loaded.handle.ck_driver_version()
+    described += f", driver for CUDA {driver // 1000}.{driver % 1000 // 10}" if driver else ", no driver here"
+    if library.is_older_than_sources():
+        described += "; OLDER THAN csrc/: run pip install -e . again"
+    return described
 
 
 def _version(package: str) -> str:

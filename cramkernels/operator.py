@@ -73,7 +73,10 @@ def make_operator(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return forward_op(*inputs)
-        return EagerFunction.apply(*inputs)
+        if torch.is_grad_enabled():
+            return EagerFunction.apply(*inputs)
+        with _without_autocast(inputs[0].device.type):
+            return forward(*inputs)
 
     return call
 

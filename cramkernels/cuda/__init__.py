@@ -9,6 +9,8 @@ from cramkernels import library
 
 def obstacle(op: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why this backend cannot serve these tensors, or None."""
-    if library.hook_installed():
-        return None
+    if device.type != "cuda":
+        return None if library.hook_installed() else "cpu tensors, and no launch hook"
+    if not torch.cuda.is_available():
+        return "no CUDA device here"
     return library.obstacle(device.index if device.index is not None else torch.cuda.current_device())

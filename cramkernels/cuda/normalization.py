@@ -105,7 +105,9 @@ def _forward(
     width = x.shape[-1]
     rows = x.numel() // width
     y = torch.empty_like(x)
-    mean, rstd = torch.empty(2, rows, dtype=torch.float32, device=x.device)
+    device = x.device
+    mean = torch.empty(rows, dtype=torch.float32, device=device)
+    rstd = torch.empty(rows, dtype=torch.float32, device=device)
     if rows == 0:
         return y, mean, rstd
     weight, bias, linear_bias = _of_one_dtype(weight, bias, linear_bias)
@@ -114,10 +116,10 @@ def _forward(
         pointer(seed), y.data_ptr(), pointer(new_residual), 0, 0,
         mean.data_ptr(), rstd.data_ptr(), 0,
         rows, width, OPERATIONS[op], DTYPES[x.dtype], DTYPES[(x if residual is None else residual).dtype],
-        DTYPES[weight.dtype], approximate == "tanh", CTAS_PER_MULTIPROCESSOR * multiprocessors(x.device), 0,
+        DTYPES[weight.dtype], approximate == "tanh", CTAS_PER_MULTIPROCESSOR * multiprocessors(device), 0,
         eps, 1.0 / (1.0 - dropout_p), keep_threshold(dropout_p), 0,
     )  # fmt: skip
-    library.call("ck_norm_forward", arguments, x.device)
+    library.call("ck_norm_forward", arguments, device)
     return y, mean, rstd
 
 
@@ -171,7 +173,9 @@ def reduce_partials(partials: torch.Tensor, dtype: torch.dtype) -> list[torch.Te
 
 def _of_one_dtype(*parameters):
     """The kernels read all parameters in one dtype; fp32 holds any mixture."""
-    dtypes = {p.dtype for p in parameters if p is not None}
-    if len(dtypes) == 1:
-        return tuple(p if p is None or p.is_contiguous() else p.contiguous() for p in parameters)
-    return tuple(None if p is None else p.float().contiguous() for p in parameters)
+    first = parameters[0].dtype
+    for p in parameters:
+        if p is not None and (p.dtype != first or not p.is_contiguous()):
+            dtype = first if all(q is None or q.dtype == first for q in parameters) else torch.float32
+            return [None if q is None else q.to(dtype).contiguous() for q in parameters]
+    return parameters
