@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,10 +58,11 @@ def find_nvcc() -> Path | None:
 
 
 def _machine_nvcc() -> Path | None:
-    places = [os.environ.get("CUDACXX"), shutil.which("nvcc")]
+    places = [os.environ.get("CUDACXX"), "nvcc"]
     if os.environ.get("CUDA_HOME"):
         places.insert(1, str(Path(os.environ["CUDA_HOME"]) / "bin" / "nvcc"))
-    return next((Path(place) for place in places if place and Path(place).is_file()), None)
+    found = (shutil.which(place) for place in places if place)  # which: files that can be executed
+    return next((Path(place) for place in found if place), None)
 
 
 def _pip_nvcc() -> Path | None:
@@ -70,6 +72,11 @@ def _pip_nvcc() -> Path | None:
         if found:
             return found[-1]
     return None
+
+
+def release(nvcc: Path) -> str:
+    """Such as V13.0.88."""
+    return re.search(r"V\d[\d.]*|$", _run([nvcc, "--version"])).group()
 
 
 def known_architectures(nvcc: Path) -> list[int]:
@@ -98,30 +105,46 @@ def choose_architectures(nvcc: Path, *, everywhere: bool) -> list[int]:
 def _present_gpus() -> list[int]:
     try:
         listed = _run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
-    except (BuildError, OSError):
+    except BuildError:
         return []
     return sorted({int(line.replace(".", "")) for line in listed.split() if re.fullmatch(r"\d+\.\d", line)})
 
 
 def build(nvcc: Path, architectures: list[int], work: Path, output: Path) -> None:
-    """Compile what has changed since the last build in ``work``, several files at a time, and link ``output``."""
+    """Compile what has changed since the last build in ``work`` and link ``output``."""
+    started = time.time()
+    objects = compile_sources(nvcc, architectures, work)
+    linked = objects[0].with_name(LIBRARY)
+    # -cudart static: the driver is looked for at the first launch, not when the library is loaded
+    command = [nvcc, *_code_flags(architectures), "-shared", "-cudart", "static", *_library_paths(nvcc), *objects]
+    note, wanted = linked.with_suffix(".command"), _note(nvcc, command)
+    if not _is_made(linked, note, wanted) or any(o.stat().st_mtime > linked.stat().st_mtime for o in objects):
+        note.unlink(missing_ok=True)
+        _run([*command, "-o", linked])
+        note.write_text(wanted)
+    # Copied even where nothing was linked: ``output`` may be of another build
+    output.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(linked, output.with_suffix(".new"))
+    os.utime(output.with_suffix(".new"), (started, started))  # older than sources that were changed meanwhile
+    os.replace(output.with_suffix(".new"), output)  # never change a library that a process has mapped
+
+
+def compile_sources(nvcc: Path, architectures: list[int], work: Path) -> list[Path]:
+    """The objects, of which those that have changed are compiled, several at a time.
+
+    Beside NAME.cu.o lie ptxas's report NAME.cu.ptxas and the PTX files NAME.cu.ptx/*.ptx that it was made from.
+    """
     work = work / "-".join(map(str, architectures))
     work.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, f'-DCK_ARCHITECTURES="{",".join(map(str, architectures))}"', *_code_flags(architectures)]
-    command = [str(nvcc), *flags]
+    command = [nvcc, *flags, "-Xptxas", "-v"]
+    note = _note(nvcc, command)
     sources = sorted(SOURCES.rglob("*.cu"))
     objects = [work / f"{source.relative_to(SOURCES).as_posix().replace('/', '-')}.o" for source in sources]
-    stale = [pair for pair in zip(sources, objects, strict=True) if _is_stale(*pair, command)]
+    stale = [pair for pair in zip(sources, objects, strict=True) if _is_stale(*pair, note)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        list(pool.map(lambda pair: _compile(command, *pair), stale))
-    if stale or not output.exists():
-        output.parent.mkdir(parents=True, exist_ok=True)
-        linked = work / LIBRARY
-        # -cudart static: the driver is looked for at the first launch, not when the library is loaded
-        _run([nvcc, *_code_flags(architectures), "-shared", "-cudart", "static", *_library_paths(nvcc),
-              "-o", linked, *objects])  # fmt: skip
-        shutil.copyfile(linked, output.with_suffix(".new"))
-        os.replace(output.with_suffix(".new"), output)  # never change a library that a process has mapped
+        list(pool.map(lambda pair: _compile(command, *pair, note), stale))
+    return objects
 
 
 def _code_flags(architectures: list[int]) -> list[str]:
@@ -141,23 +164,46 @@ def _library_paths(nvcc: Path) -> list[str]:
     return [f"-L{folder}"] if (folder / "libcudart_static.a").exists() else []
 
 
-def _is_stale(source: Path, made: Path, command: list[str]) -> bool:
-    note, dependencies = made.with_suffix(".command"), made.with_suffix(".d")
-    if not (made.exists() and note.exists() and dependencies.exists()) or note.read_text() != " ".join(command):
+def _note(nvcc: Path, command: list) -> str:
+    """What an output was made with: the compiler's release, which may change in its place, and the command."""
+    return f"{release(nvcc)}\n{' '.join(map(str, command))}"
+
+
+def _is_made(made: Path, note: Path, wanted: str) -> bool:
+    return made.exists() and note.exists() and note.read_text() == wanted
+
+
+def _is_stale(source: Path, made: Path, note: str) -> bool:
+    dependencies = made.with_suffix(".d")
+    if not _is_made(made, made.with_suffix(".command"), note) or not dependencies.exists():
         return True
     named = re.findall(r"(?:\\ |\S)+", dependencies.read_text().partition(":")[2].replace("\\\n", " "))
+    paths = [Path(name.replace("\\ ", " ")) for name in named]
     age = made.stat().st_mtime
-    return any(not Path(name).exists() or Path(name).stat().st_mtime > age for name in named)
+    return any(not path.exists() or path.stat().st_mtime > age for path in [source, *paths])
 
 
-def _compile(command: list[str], source: Path, made: Path) -> None:
-    _run([*command, "-MD", "-MF", made.with_suffix(".d"), "-c", source, "-o", made])
-    made.with_suffix(".command").write_text(" ".join(command))
+def _compile(command: list, source: Path, made: Path, note: str) -> None:
+    started = time.time()
+    made.with_suffix(".command").unlink(missing_ok=True)  # until the compile is through, there is no object
+    kept = made.with_suffix(".ptx")
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    report = _run([*command, "-keep", "-keep-dir", kept, "-MD", "-MF", made.with_suffix(".d"), "-c", source, "-o", made])
+    for path in kept.iterdir():
+        if path.suffix != ".ptx":
+            path.unlink()
+    made.with_suffix(".ptxas").write_text(report)
+    os.utime(made, (started, started))  # older than sources that were changed meanwhile
+    made.with_suffix(".command").write_text(note)
 
 
 def _run(command: list) -> str:
     words = [str(word) for word in command]
-    result = subprocess.run(words, capture_output=True, text=True)
+    try:
+        result = subprocess.run(words, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{words[0]}: {error}") from None
     if result.returncode:
         raise BuildError(f"{' '.join(words)}\n{result.stdout}{result.stderr}")
-    return result.stdout
+    return result.stdout + result.stderr

@@ -27,14 +27,14 @@ def _forward_kernel(
         linear_bias = tl.load(bias_ptr + linear_at, inside, 0.0).to(tl.float32)
         gated_bias = tl.load(bias_ptr + gated_at, inside, 0.0).to(tl.float32)
     for row in range(tl.program_id(1), rows, tl.num_programs(1)):
-        x_row = x_ptr + row.to(tl.int64) * 2 * width
+        x_row = x_ptr + tl.cast(row, tl.int64) * 2 * width
         linear = tl.load(x_row + linear_at, inside, 0.0).to(tl.float32)
         gated = tl.load(x_row + gated_at, inside, 0.0).to(tl.float32)
         if BIAS:
             linear += linear_bias
             gated += gated_bias
         value, _ = gelu(gated, TANH)
-        tl.store(y_ptr + row.to(tl.int64) * width + columns, (linear * value).to(y_ptr.dtype.element_ty), inside)
+        tl.store(y_ptr + tl.cast(row, tl.int64) * width + columns, (linear * value).to(y_ptr.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -52,10 +52,10 @@ def _backward_kernel(
     dlinear_sum = tl.zeros([BLOCK], tl.float32)
     dgated_sum = tl.zeros([BLOCK], tl.float32)
     for row in range(tl.program_id(1), rows, tl.num_programs(1)):
-        start = row.to(tl.int64) * 2 * width
+        start = tl.cast(row, tl.int64) * 2 * width
         linear = tl.load(x_ptr + start + linear_at, inside, 0.0).to(tl.float32)
         gated = tl.load(x_ptr + start + gated_at, inside, 0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + row.to(tl.int64) * width + columns, inside, 0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + tl.cast(row, tl.int64) * width + columns, inside, 0.0).to(tl.float32)
         if BIAS:
             linear += linear_bias
             gated += gated_bias

@@ -28,7 +28,7 @@ def _keep_factors(seed, row, block, threshold, keep_scale, BLOCK: tl.constexpr):
     zeros = counter * 0
     key = seed.to(tl.uint64)
     w0, w1, w2, w3 = philox_impl(
-        counter, zeros + row.to(tl.uint32), zeros, zeros + 1,
+        counter, zeros + tl.cast(row, tl.uint32), zeros, zeros + 1,
         (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32), 10,
     )  # fmt: skip
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
@@ -50,7 +50,7 @@ def _forward_kernel(
     if LINEAR_BIAS:
         linear_bias = tl.load(linear_bias_ptr + columns, inside, 0.0).to(tl.float32)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        offsets = row.to(tl.int64) * width + columns
+        offsets = tl.cast(row, tl.int64) * width + columns
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         if OP == ADD_LAYER_NORM:
             if DROPOUT:
@@ -64,10 +64,13 @@ def _forward_kernel(
             if LINEAR_BIAS:
                 x += linear_bias
             x, _ = gelu(x, TANH)
-        mean = tl.sum(x, 0) / width
-        centred = tl.where(inside, x - mean, 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
-        y = centred * rstd * weight
+        # the first mean carries the rounding of a sum of large numbers; the deviations from it do not
+        rough_mean = tl.sum(x, 0) / width
+        centred = tl.where(inside, x - rough_mean, 0.0)
+        deviation = tl.sum(centred, 0) / width
+        rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / width - deviation * deviation + eps)
+        mean = rough_mean + deviation
+        y = (centred - deviation) * rstd * weight
         if BIAS:
             y += bias
         if OP == LAYER_NORM_GELU:
@@ -95,7 +98,7 @@ def _backward_kernel(
     dbias = tl.zeros([BLOCK], tl.float32)
     dlinear_bias = tl.zeros([BLOCK], tl.float32)
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        offsets = row.to(tl.int64) * width + columns
+        offsets = tl.cast(row, tl.int64) * width + columns
         grad = tl.load(grad_ptr + offsets, inside, 0.0).to(tl.float32)
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         if OP == GELU_LAYER_NORM:
