@@ -17,15 +17,17 @@ class BuildLibrary(build_ext):
 
     def run(self):
         self.built = []
+        editable = self.inplace or self.editable_mode
+        output = (ROOT if editable else Path(self.build_lib)) / "cramkernels" / native_build.LIBRARY
         if native_build.mode() == "off":
+            output.unlink(missing_ok=True)  # an earlier build's
             return print("CRAMKERNELS_CUDA=off: no CUDA kernels are built")
         nvcc = native_build.find_nvcc()
         if nvcc is None:
             if native_build.mode() == "force":
                 raise native_build.BuildError("CRAMKERNELS_CUDA=force, but there is no nvcc: set CUDACXX or CUDA_HOME")
+            output.unlink(missing_ok=True)
             return print("no nvcc: no CUDA kernels are built (set CUDACXX or CUDA_HOME if there is one)")
-        editable = self.inplace or self.editable_mode
-        output = (ROOT if editable else Path(self.build_lib)) / "cramkernels" / native_build.LIBRARY
         architectures = native_build.choose_architectures(nvcc, everywhere=not editable)
         print(f"{nvcc}: compiling csrc/ for sm_{', sm_'.join(map(str, architectures))}")
         native_build.build(nvcc, architectures, ROOT / "build" / "native", output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -126,6 +127,13 @@ class Case:
 
 def _module(language: str, op: str) -> ModuleType:
     return importlib.import_module(f"cramkernels.{'cuda' if language == CUDA else 'triton'}.{FAMILIES[op]}")
+
+
+def cuda_compiler() -> Path | str | None:
+    """The nvcc that makes PTX of csrc/."""
+    from native_build import find_nvcc  # csrc/, on the path since tests.simulation.cuda was imported
+
+    return find_nvcc()
 
 
 def simulation(language: str) -> Callable:

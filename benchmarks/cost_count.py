@@ -48,6 +48,7 @@ class Counted:
 
     tensors: list[Tensor]
     warp_instructions: int
+    issued: float  # machine instructions: register moves and other PTX that becomes nothing left out
     bank_conflicts: int
     launches: list = field(default_factory=list)  # (kernel, the simulator's statistics)
 
@@ -97,20 +98,21 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, rows
     """
     with _requests() as requests, of_a_part(multiprocessors), simulation() as executed:
         outputs = call()
-    known = {}
+    names: dict[int, str] = {}
     for name, x in {**inputs, **outputs}.items():
-        known.setdefault(x.data_ptr(), (name, x))
+        names.setdefault(x.data_ptr(), name)
     tensors: dict[int, Tensor] = {}
     for _, result in executed:
         for region, (loaded, stored) in requests[id(result.stats)].items():
             if not isinstance(region.owner, list):
                 continue  # constants of the module
             owner = region.owner[0]
-            name, _ = known.get(owner.data_ptr(), ("partials", None))
-            tensor = tensors.setdefault(
-                owner.data_ptr(),
-                Tensor(name, PARTIAL if name == "partials" else _kind(owner, rows), owner.nbytes),
-            )
+            storage = owner.untyped_storage()
+            if owner.data_ptr() in names:
+                key, fresh = owner.data_ptr(), Tensor(names[owner.data_ptr()], _kind(owner, rows), owner.nbytes)
+            else:
+                key, fresh = storage.data_ptr(), Tensor("partials", PARTIAL, storage.nbytes())
+            tensor = tensors.setdefault(key, fresh)
             tensor.loaded += SECTOR * loaded
             tensor.stored += SECTOR * stored
             tensor.footprint += SECTOR * int(region.sectors_read.sum() + region.sectors_written.sum())
@@ -118,16 +120,17 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, rows
     return Counted(
         list(tensors.values()),
         sum(stats.total_warp_instructions for stats in every),
+        sum(stats.pipe_cycles["issue"] for stats in every),
         sum(stats.shared_load.bank_conflicts + stats.shared_store.bank_conflicts for stats in every),
         [(symbol, result.stats) for symbol, result in executed],
     )
 
 
 def _kind(x: torch.Tensor, rows: int) -> str:
-    """By shape: [rows, ..] an activation or gradient, [rows] a row's statistic, else a parameter or its gradient."""
-    if x.shape[0] != rows:
+    """By shape: [rows, ..] an activation or gradient, one value a row a statistic, else a parameter or its gradient."""
+    if x.dim() == 0 or x.shape[0] != rows:
         return PARAMETER
-    return ACTIVATION if x.dim() > 1 else STATISTIC
+    return STATISTIC if x.numel() == rows else ACTIVATION
 
 
 @contextmanager

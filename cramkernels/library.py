@@ -139,6 +139,8 @@ def call(name: str, arguments: bytes, device: torch.device) -> None:
     """
     library = load()
     if device.type != "cuda":
+        if not _hooks:
+            raise RuntimeError(f"{name}: cpu tensors, and no launch hook")
         status = library.calls[name](arguments, None)
         if _failures:
             raise _failures.pop()

@@ -29,8 +29,8 @@ PIP_NVCC = [
 ] + ["nvidia-cuda-cccl>=13,<13.1"]
 
 
-class BuildError(RuntimeError):
-    """The library cannot be built; the message says why and what to do."""
+class BuildError(SystemExit):
+    """The library cannot be built; the message says why and what to do, and is all that a user sees of it."""
 
 
 def mode() -> str:
@@ -189,7 +189,8 @@ def _compile(command: list, source: Path, made: Path, note: str) -> None:
     kept = made.with_suffix(".ptx")
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    report = _run([*command, "-keep", "-keep-dir", kept, "-MD", "-MF", made.with_suffix(".d"), "-c", source, "-o", made])
+    noting = ["-keep", "-keep-dir", kept, "-MD", "-MF", made.with_suffix(".d")]
+    report = _run([*command, *noting, "-c", source, "-o", made])
     for path in kept.iterdir():
         if path.suffix != ".ptx":
             path.unlink()
@@ -205,5 +206,5 @@ def _run(command: list) -> str:
     except OSError as error:
         raise BuildError(f"{words[0]}: {error}") from None
     if result.returncode:
-        raise BuildError(f"{' '.join(words)}\n{result.stdout}{result.stderr}")
+        raise BuildError(f"{' '.join(words)}\n{result.stdout}{result.stderr}".rstrip())
     return result.stdout + result.stderr

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from cramkernels.triton.gelu import gelu
-from cramkernels.triton.launch import PARTIAL_BYTES, multiprocessors, on_device
+from cramkernels.triton.launch import OPTIONS, PARTIAL_BYTES, multiprocessors, on_device
 from cramkernels.triton.normalization import reduce_partials
 
 BLOCK = 256
@@ -81,7 +81,7 @@ def geglu_forward(x, linear_bias, approximate: str, gate: str):
         with on_device(x):
             _forward_kernel[_grid(rows, width, x.device, 65535)](
                 x, linear_bias, y, rows, width, BIAS=linear_bias is not None, TANH=approximate == "tanh",
-                GATE_FIRST=gate == "first", BLOCK=BLOCK, num_warps=1,
+                GATE_FIRST=gate == "first", BLOCK=BLOCK, num_warps=1, **OPTIONS,
             )  # fmt: skip
     return y
 
@@ -99,7 +99,7 @@ def geglu_backward(grad, x, linear_bias, approximate: str, gate: str):
     with on_device(x):
         _backward_kernel[grid](
             grad, x, linear_bias, dx, partials, rows, width, BIAS=linear_bias is not None,
-            TANH=approximate == "tanh", GATE_FIRST=gate == "first", BLOCK=BLOCK, num_warps=1,
+            TANH=approximate == "tanh", GATE_FIRST=gate == "first", BLOCK=BLOCK, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return dx, torch.empty(0) if linear_bias is None else reduce_partials(partials, linear_bias.dtype)
 

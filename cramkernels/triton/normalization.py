@@ -14,7 +14,7 @@ from triton.language.random import philox_impl
 from cramkernels.reference import normalization as reference
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.gelu import gelu
-from cramkernels.triton.launch import PARTIAL_BYTES, multiprocessors, on_device
+from cramkernels.triton.launch import OPTIONS, PARTIAL_BYTES, multiprocessors, on_device
 
 MAX_WIDTH = 8192  # longer rows go to the reference
 PROGRAMS_PER_MULTIPROCESSOR = 4
@@ -236,7 +236,7 @@ def _forward(
                 x, residual, weight, bias, linear_bias, seed, y, new_residual, mean, rstd,
                 rows, width, eps, keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
                 OP=op, BIAS=bias is not None, LINEAR_BIAS=linear_bias is not None, TANH=approximate == "tanh",
-                DROPOUT=dropout_p > 0.0, BLOCK=block, num_warps=_warps(block),
+                DROPOUT=dropout_p > 0.0, BLOCK=block, num_warps=_warps(block), **OPTIONS,
             )  # fmt: skip
     return y, mean, rstd
 
@@ -263,7 +263,7 @@ def _backward(
             rows, width, keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
             OP=op, BIAS=bias is not None, LINEAR_BIAS=linear_bias is not None, TANH=approximate == "tanh",
             DROPOUT=dropout_p > 0.0, GRAD_RESIDUAL=grad_residual is not None, DRESIDUAL=dresidual is not None,
-            BLOCK=block, num_warps=_warps(block),
+            BLOCK=block, num_warps=_warps(block), **OPTIONS,
         )  # fmt: skip
         gradients = iter([reduce_partials(plane, p.dtype) for plane, p in zip(partials, present, strict=True)])
     return dx, *(torch.empty(0) if p is None else next(gradients) for p in parameters)
@@ -273,7 +273,7 @@ def reduce_partials(partials: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[programs, N] -> [N]."""
     programs, width = partials.shape
     out = torch.empty(width, dtype=dtype, device=partials.device)
-    _reduce_kernel[(triton.cdiv(width, 64),)](partials, out, programs, width, ROWS=32, BLOCK=64, num_warps=4)
+    _reduce_kernel[(triton.cdiv(width, 64),)](partials, out, programs, width, ROWS=32, BLOCK=64, num_warps=4, **OPTIONS)
     return out
 
 

@@ -216,6 +216,12 @@ KERNEL_ROW_CASES = (
         for dtype in (FP16, BF16)
     ]
 )
+# For partial rows of more CTAs than a reduction takes at a time
+MANY_ROWS = [
+    RowCase("gelu_layer_norm", BF16, FP32, shape=(170, 72), linear_bias=True),
+    RowCase("layer_norm", FP32, shape=(170, 40)),
+    RowCase("geglu", FP16, FP32, shape=(170, 72), linear_bias=True),
+]
 GEGLU_CASES = [
     RowCase("geglu", dtype, shape=shape) for shape in ((0, 64), (1, 2), (7, 66), (2, 3, 2000)) for dtype in DTYPES
 ] + [

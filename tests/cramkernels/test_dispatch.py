@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cramkernels import BackendChoice, backend_for, layer_norm, use_backend
-from cramkernels.dispatch import BACKENDS, OPERATIONS, implementation
+from cramkernels.dispatch import BACKENDS, OPERATIONS, implementation, simulate_backend
 from tests.cramkernels.strategies import random
 
 X, WEIGHT = random(3, 8, seed=1, dtype=torch.float32), random(8, seed=2, dtype=torch.float32)
@@ -97,3 +97,18 @@ def test_turing_has_no_bf16(monkeypatch):
             backend_for(op, dtype=torch.bfloat16, device="cuda:0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 6))
     assert backend_for("geglu", dtype=torch.bfloat16, device="cuda:0").backend in BACKENDS
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_each_reason_is_given_for_a_card_that_is_not_there(backend, monkeypatch):
+    """As `info` would say it on a machine without a card, for CUDA tensors."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    choice = backend_for("layer_norm", dtype=torch.float16, device="cuda")
+    assert choice.backend == "reference" and f"not {backend}: no CUDA device here" in choice.reason
+    assert f"not {backend}: float64" in backend_for("layer_norm", dtype=torch.float64, device="cuda").reason
+
+
+def test_a_simulated_backend_needs_its_hook():
+    """Without one the library would be handed addresses of the CPU."""
+    with simulate_backend("cuda"), pytest.raises((ValueError, RuntimeError), match="cpu tensors, and no launch hook"):
+        layer_norm(torch.randn(3, 24), torch.ones(24), eps=1e-6)

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import torch
 
-from cramkernels import backend_for
+from cramkernels import backend_for, library
 from cramkernels.dispatch import OPERATIONS
 from cramkernels.info import devices, report
 
@@ -42,3 +43,22 @@ def test_devices_are_listed_with_the_dtype_that_training_uses(monkeypatch):
     assert found[1][2] == "Card 0, sm_75" and found[2][2] == "Card 1, sm_90"
     text = report()
     assert "cuda:0 (Card 0, sm_75), torch.float16:" in text and "no CUDA device" not in text
+
+
+def test_a_missing_library_is_explained(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: "the CUDA library was not built (no nvcc)")
+    assert "CUDA library: the CUDA library was not built (no nvcc)" in report()
+
+
+def test_an_old_library_is_pointed_out(monkeypatch):
+    """Its architectures, the driver, and that the sources are newer."""
+    driver = SimpleNamespace(ck_driver_version=lambda: 12040)
+    monkeypatch.setattr(library, "load", lambda: library.Library(driver, (75, 86), {}))
+    monkeypatch.setattr(library, "is_older_than_sources", lambda: True)
+    text = report()
+    assert "for sm_75, sm_86, driver for CUDA 12.4; OLDER THAN csrc/" in text
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr("cramkernels.info._version", lambda package: "not installed")
+    assert "triton: not installed" in report()

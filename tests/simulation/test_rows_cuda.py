@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.cramkernels.cases import BF16, GEGLU_CASES, KERNEL_ROW_CASES, NORM_CASES
+from cramkernels.cuda import arguments as arguments_of
+from tests.cramkernels.cases import BF16, GEGLU_CASES, KERNEL_ROW_CASES, MANY_ROWS, NORM_CASES
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.cuda import simulated
 
@@ -26,6 +27,12 @@ def test_sm_80(case, proof):
 @pytest.mark.parametrize("case", [case for case in KERNEL_ROW_CASES if case.dtype != BF16], ids=str)
 def test_sm_75(case, proof):
     run(case, 75, proof)
+
+
+@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
+def test_more_ctas_than_one_turn_of_the_reduction(case, proof, monkeypatch):
+    monkeypatch.setattr(arguments_of, "SIMULATED_MULTIPROCESSORS", 10)
+    run(case, 80, proof)
 
 
 @pytest.mark.exhaustive

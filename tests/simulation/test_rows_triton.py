@@ -1,12 +1,15 @@
 """The Triton kernels of the row family, compiled for real architectures and executed with every check."""
 
+import importlib
+
 import pytest
 
-from tests.cramkernels.cases import GEGLU_CASES, KERNEL_ROW_CASES, NORM_CASES
+from tests.cramkernels.cases import GEGLU_CASES, KERNEL_ROW_CASES, MANY_ROWS, NORM_CASES
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.triton import simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
+launch = importlib.import_module("cramkernels.triton.launch")
 CASES = [*NORM_CASES, *GEGLU_CASES, *KERNEL_ROW_CASES]
 
 
@@ -20,6 +23,12 @@ def run(case, architecture, proof):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sm_80(case, proof):
+    run(case, 80, proof)
+
+
+@pytest.mark.parametrize("case", MANY_ROWS, ids=str)
+def test_more_programs_than_one_turn_of_the_reduction(case, proof, monkeypatch):
+    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", 10)
     run(case, 80, proof)
 
 
