@@ -43,9 +43,8 @@ class Row:
 
     def counted(self, case: Case | None = None, multiprocessors: int = MULTIPROCESSORS[SIMULATED_PART]) -> Counted:
         """Run it."""
-        case = case or self.case
         simulation, call, inputs = self.prepared(case)
-        return cost_count.counted(simulation, call, inputs, case.rows, multiprocessors)
+        return cost_count.counted(simulation, call, inputs, multiprocessors)
 
     def loop_conflicts(self, rows: int = 64) -> int:
         """Bank conflicts that twice as many rows add on the same grid: those of the loops over rows."""
@@ -68,6 +67,7 @@ class Row:
             "worst_request_ratio": round(worst.ratio, 4),
             "worst_tensor": worst.name,
             "footprint_ratio": round(counts.footprint(ACTIVATION, STATISTIC) / compulsory, 4),
+            "dram_bytes": counts.footprint(ACTIVATION, STATISTIC, PARAMETER, PARTIAL),
             "requested_bytes": {
                 kind: sum(tensor.loaded + tensor.stored for tensor in counts.of(kind))
                 for kind in (ACTIVATION, STATISTIC, PARAMETER, PARTIAL)

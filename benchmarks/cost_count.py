@@ -23,6 +23,9 @@ SECTOR = 32
 PARTS = ("rtx3090", "rtx4090", "a100", "h100")
 MULTIPROCESSORS = {"rtx3090": 82, "rtx4090": 128, "a100": 108, "h100": 132}
 ACTIVATION, STATISTIC, PARAMETER, PARTIAL = "activation", "statistic", "parameter", "partial"
+KINDS = dict.fromkeys(("mean", "rstd"), STATISTIC) | dict.fromkeys(
+    ("weight", "bias", "linear_bias", "dweight", "dbias", "dlinear_bias", "seed"), PARAMETER
+)  # by name; else an activation or gradient, or, without a name, a partial sum
 
 
 @dataclass
@@ -91,7 +94,7 @@ def of_a_part(multiprocessors: int) -> Iterator[None]:
             module.SIMULATED_MULTIPROCESSORS = value
 
 
-def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, rows: int, multiprocessors: int) -> Counted:
+def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, multiprocessors: int) -> Counted:
     """Run ``call``, which returns its named outputs, in a simulation, and count.
 
     A buffer is told by its tensor: an input or an output, else it is a partial sum, that lives only within the call.
@@ -109,7 +112,8 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, rows
             owner = region.owner[0]
             storage = owner.untyped_storage()
             if owner.data_ptr() in names:
-                key, fresh = owner.data_ptr(), Tensor(names[owner.data_ptr()], _kind(owner, rows), owner.nbytes)
+                name = names[owner.data_ptr()]
+                key, fresh = owner.data_ptr(), Tensor(name, KINDS.get(name, ACTIVATION), owner.nbytes)
             else:
                 key, fresh = storage.data_ptr(), Tensor("partials", PARTIAL, storage.nbytes())
             tensor = tensors.setdefault(key, fresh)
@@ -124,13 +128,6 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, rows
         sum(stats.shared_load.bank_conflicts + stats.shared_store.bank_conflicts for stats in every),
         [(symbol, result.stats) for symbol, result in executed],
     )
-
-
-def _kind(x: torch.Tensor, rows: int) -> str:
-    """By shape: [rows, ..] an activation or gradient, one value a row a statistic, else a parameter or its gradient."""
-    if x.dim() == 0 or x.shape[0] != rows:
-        return PARAMETER
-    return STATISTIC if x.numel() == rows else ACTIVATION
 
 
 @contextmanager

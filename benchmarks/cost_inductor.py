@@ -34,19 +34,19 @@ def call(case: Case, direction: str, inputs: Named, multiprocessors: int) -> Cal
         ("geglu", "backward"): (_geglu_backward, ["grad", "x"], ["dx"]),
     }
     function, arguments, outputs = functions[case.op, direction]
-    shapes = tuple((tuple(_column(inputs[name]).shape), inputs[name].dtype) for name in arguments)
+    shapes = tuple((tuple(_column(inputs[name], case.rows).shape), inputs[name].dtype) for name in arguments)
     wrapper = _compiled(function, shapes, case.approximate, multiprocessors)
 
     def run() -> Named:
-        results = wrapper([_column(inputs[name]) for name in arguments])
+        results = wrapper([_column(inputs[name], case.rows) for name in arguments])
         return {name: _flat(x) for name, x in zip(outputs, results, strict=True)}
 
     return run
 
 
-def _column(x: torch.Tensor) -> torch.Tensor:
+def _column(x: torch.Tensor, rows: int) -> torch.Tensor:
     """Statistics are [rows, 1] in aten."""
-    return x[:, None] if x.dim() == 1 and x.shape[0] > 2048 else x
+    return x[:, None] if x.shape == (rows,) else x
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -29,12 +30,9 @@ def peer_case(peer: str, case: Case, direction: str, inputs: Named, multiprocess
     if peer == COMPILE:
         from benchmarks import cost_inductor
 
-        try:
+        with _or_absent():
             call = cost_inductor.call(case, direction, inputs, multiprocessors)
-        except Exception as error:  # private interfaces of torch: anything may have changed
-            text = (str(error).splitlines() or [""])[0][:100]
-            raise Absent(f"the generated kernels cannot be had: {type(error).__name__}: {text}") from error
-        return call, inputs
+        return _or_absent()(call), inputs
     if not liger_installed():
         raise Absent("not installed")
     if case.op == "layer_norm":
@@ -44,6 +42,16 @@ def peer_case(peer: str, case: Case, direction: str, inputs: Named, multiprocess
     linear, gated = (half.contiguous() for half in inputs["x"].chunk(2, -1))
     inputs = {"gated": gated, "linear": linear} | ({"grad": inputs["grad"]} if direction == "backward" else {})
     return _liger_geglu(direction, inputs), inputs
+
+
+@contextmanager
+def _or_absent() -> Iterator[None]:
+    """The private interfaces of torch may have changed in any way: then there is no row, and the others stand."""
+    try:
+        yield
+    except Exception as error:
+        text = (str(error).splitlines() or [""])[0][:100]
+        raise Absent(f"the generated kernels cannot be had: {type(error).__name__}: {text}") from error
 
 
 @cache

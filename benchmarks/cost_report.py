@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from benchmarks.cost_count import MULTIPROCESSORS, PARTS
+from benchmarks.cost_targets import misses
 
 NAMES = ("operation", "variant", "dtype", "shape", "direction", "language")
 HEADINGS = (
@@ -22,11 +23,13 @@ LEGEND = (
     "parameter gradients. conflicts: shared-memory wavefronts beyond one a phase, in loops over rows + elsewhere.",
     "instr: PTX instructions a thread executes per element of the output (warp instructions x 32). issued: an estimate "
     "of the machine instructions among them: register moves vanish, divisions become several.",
-    "{parts}: upper bound on the fraction of copy bandwidth, and what sets it in the longest launch. It takes the "
-    "part's own grid, supposes perfect overlap, no latency and no hits in L1, and counts partial sums as DRAM traffic.",
+    "{parts}: upper bound on the fraction of copy bandwidth, and what sets it in the longest launch: the counted bytes "
+    "and instructions, divided over the part's multiprocessors as its own grid would be, with perfect overlap, no "
+    "latency and no hits in L1. Partial sums count as DRAM traffic.",
     "Liger sums its partial rows with torch, a launch that is not counted. torch.compile's kernels are those of "
     "inductor for a pretended GPU, each with its first launch configuration, where a card would try several.",
 )
+MISSED = "Rows of ours that miss a target:"
 
 
 def legend() -> list[str]:
@@ -63,7 +66,7 @@ def text(results: list[dict]) -> str:
     widths = [max(len(line[i]) for line in full) for i in range(len(HEADINGS))]
     widths[: len(NAMES)] = [max(len(line[i]) for line in table) for i in range(len(NAMES))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip() for line in table]
-    return "\n".join([*lines, "", *legend()])
+    return "\n".join([*lines, "", *legend(), "", MISSED, *(misses(results) or ["none"])])
 
 
 def markdown(results: list[dict], command: str, versions: dict[str, str]) -> str:
@@ -76,6 +79,7 @@ def markdown(results: list[dict], command: str, versions: dict[str, str]) -> str
     for row in results:
         line = cells(row)
         lines.append("| " + " | ".join(line + [""] * (len(HEADINGS) - len(line))) + " |")
+    lines += ["", MISSED, "", *(f"- {line}" for line in misses(results) or ["none"])]
     return "\n".join(lines) + "\n"
 
 

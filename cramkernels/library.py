@@ -54,6 +54,8 @@ def load() -> Library | str:
     if not PATH.exists():
         return "the CUDA library was not built (no nvcc at install time, or CRAMKERNELS_CUDA=off)"
     try:
+        if not _is_whole(PATH):
+            raise OSError("the file is cut off")
         handle = ctypes.CDLL(str(PATH))
     except OSError as error:
         return f"{PATH.name} cannot be loaded ({error}); run pip install again"
@@ -63,9 +65,19 @@ def load() -> Library | str:
     handle.ck_architectures.restype = handle.ck_error_string.restype = ctypes.c_char_p
     calls = {}
     for name in ENTRY_POINTS:
+        if not hasattr(handle, name):
+            return f"{PATH.name} is stale (it has no {name}); run pip install again"
         calls[name] = getattr(handle, name)
         calls[name].argtypes = (ctypes.c_char_p, ctypes.c_void_p)
     return Library(handle, tuple(int(n) for n in handle.ck_architectures().decode().split(",")), calls)
+
+
+def _is_whole(path: Path) -> bool:
+    """The table of sections, which ends an ELF file, is there: the loader would die of a file that is cut off."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    table, size, count = (int.from_bytes(head[a:b], "little") for a, b in ((40, 48), (58, 60), (60, 62)))
+    return len(head) == 64 and table + size * count <= path.stat().st_size
 
 
 def is_older_than_sources() -> bool:
@@ -142,12 +154,12 @@ def call(name: str, arguments: bytes, device: torch.device) -> None:
         if not _hooks:
             raise RuntimeError(f"{name}: cpu tensors, and no launch hook")
         status = library.calls[name](arguments, None)
-        if _failures:
-            raise _failures.pop()
     elif device.index == torch.cuda.current_device():
         status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
     else:
         with torch.cuda.device(device):
             status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
+    if _failures:
+        raise _failures.pop()
     if status:
         raise KernelError(f"{name}: {library.handle.ck_error_string(status).decode()} (status {status})")

@@ -16,7 +16,9 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
@@ -112,8 +114,37 @@ def _present_gpus() -> list[int]:
 
 def build(nvcc: Path, architectures: list[int], work: Path, output: Path) -> None:
     """Compile what has changed since the last build in ``work`` and link ``output``."""
-    started = time.time()
-    objects = compile_sources(nvcc, architectures, work)
+    with _alone(work):
+        started = time.time()
+        linked = _link(nvcc, architectures, _compile_all(nvcc, architectures, work))
+        # Copied even where nothing was linked: ``output`` may be of another build
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(linked, output.with_suffix(".new"))
+        os.utime(output.with_suffix(".new"), (started, started))  # older than sources that were changed meanwhile
+        os.replace(output.with_suffix(".new"), output)  # never change a library that a process has mapped
+
+
+def compile_sources(nvcc: Path, architectures: list[int], work: Path) -> list[Path]:
+    """The objects, of which those that have changed are compiled, several at a time.
+
+    Beside NAME.cu.o lie ptxas's report NAME.cu.ptxas and the PTX files NAME.cu.ptx/*.ptx that it was made from.
+    """
+    with _alone(work):
+        return _compile_all(nvcc, architectures, work)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """One build at a time: a second one waits, and then finds most of its work done."""
+    import fcntl  # Linux is where there are CUDA libraries; this module is imported elsewhere too
+
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _link(nvcc: Path, architectures: list[int], objects: list[Path]) -> Path:
     linked = objects[0].with_name(LIBRARY)
     # -cudart static: the driver is looked for at the first launch, not when the library is loaded
     command = [nvcc, *_code_flags(architectures), "-shared", "-cudart", "static", *_library_paths(nvcc), *objects]
@@ -122,18 +153,10 @@ def build(nvcc: Path, architectures: list[int], work: Path, output: Path) -> Non
         note.unlink(missing_ok=True)
         _run([*command, "-o", linked])
         note.write_text(wanted)
-    # Copied even where nothing was linked: ``output`` may be of another build
-    output.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(linked, output.with_suffix(".new"))
-    os.utime(output.with_suffix(".new"), (started, started))  # older than sources that were changed meanwhile
-    os.replace(output.with_suffix(".new"), output)  # never change a library that a process has mapped
+    return linked
 
 
-def compile_sources(nvcc: Path, architectures: list[int], work: Path) -> list[Path]:
-    """The objects, of which those that have changed are compiled, several at a time.
-
-    Beside NAME.cu.o lie ptxas's report NAME.cu.ptxas and the PTX files NAME.cu.ptx/*.ptx that it was made from.
-    """
+def _compile_all(nvcc: Path, architectures: list[int], work: Path) -> list[Path]:
     work = work / "-".join(map(str, architectures))
     work.mkdir(parents=True, exist_ok=True)
     flags = [*FLAGS, f'-DCK_ARCHITECTURES="{",".join(map(str, architectures))}"', *_code_flags(architectures)]

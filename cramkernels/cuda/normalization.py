@@ -18,7 +18,9 @@ from cramkernels.reference import normalization as reference
 from cramkernels.reference.philox import keep_threshold
 
 MAX_WIDTH = 8192  # longer rows go to the reference
-CTAS_PER_MULTIPROCESSOR = 4
+FORWARD_CTAS = 4  # of a multiprocessor: more would load the parameters more often
+# Those that a multiprocessor holds at a time (benchmarks/results/resources.json), so that all rows are done in one wave
+BACKWARD_CTAS, BACKWARD_CTAS_GELU_FIRST = 3, 2
 
 
 def layer_norm_forward(x, weight, bias, eps: float):
@@ -116,7 +118,7 @@ def _forward(
         pointer(seed), y.data_ptr(), pointer(new_residual), 0, 0,
         mean.data_ptr(), rstd.data_ptr(), 0,
         rows, width, OPERATIONS[op], DTYPES[x.dtype], DTYPES[(x if residual is None else residual).dtype],
-        DTYPES[weight.dtype], approximate == "tanh", CTAS_PER_MULTIPROCESSOR * multiprocessors(device), 0,
+        DTYPES[weight.dtype], approximate == "tanh", FORWARD_CTAS * multiprocessors(device), 0,
         eps, 1.0 / (1.0 - dropout_p), keep_threshold(dropout_p), 0,
     )  # fmt: skip
     library.call("ck_norm_forward", arguments, device)
@@ -135,7 +137,7 @@ def _backward(
     parameters = [p for p in (weight, bias, linear_bias) if p is not None]
     if rows == 0:
         return dx, *(torch.empty(0) if p is None else torch.zeros_like(p) for p in (weight, bias, linear_bias))
-    ctas = partial_rows(rows, width, len(parameters), x.device)
+    ctas = partial_rows(op, rows, width, len(parameters), x.device)
     partials = torch.empty(len(parameters), ctas, width, dtype=torch.float32, device=x.device)
     weight_, bias_, linear_bias_ = _of_one_dtype(weight, bias, linear_bias)
     arguments = NORM.pack(
@@ -151,9 +153,11 @@ def _backward(
     return dx, *(torch.empty(0) if p is None else next(gradients).to(p.dtype) for p in (weight, bias, linear_bias))
 
 
-def partial_rows(rows: int, width: int, parameters: int, device: torch.device) -> int:
+def partial_rows(op: str, rows: int, width: int, parameters: int, device: torch.device) -> int:
     """CTAs of a backward: as many as the device holds, no more than there are rows, or room for partial rows."""
-    rows_at_once, resident = (4, CTAS_PER_MULTIPROCESSOR) if width <= 1024 else (1, 1)
+    rows_at_once, resident = (4, BACKWARD_CTAS) if width <= 1024 else (1, 1)
+    if op == "gelu_layer_norm":
+        resident = min(resident, BACKWARD_CTAS_GELU_FIRST)
     room = PARTIAL_BYTES // (4 * width * parameters)
     return max(1, min(resident * multiprocessors(device), -(-rows // rows_at_once), room))
 

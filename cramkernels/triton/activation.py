@@ -95,13 +95,13 @@ def geglu_backward(grad, x, linear_bias, approximate: str, gate: str):
         return dx, torch.empty(0) if linear_bias is None else torch.zeros_like(linear_bias)
     room = 65535 if linear_bias is None else max(1, PARTIAL_BYTES // (8 * width))
     grid = _grid(rows, width, x.device, room)
-    partials = None if linear_bias is None else torch.empty(grid[1], 2 * width, device=x.device)
+    partials = None if linear_bias is None else torch.empty(1, grid[1], 2 * width, device=x.device)
     with on_device(x):
         _backward_kernel[grid](
             grad, x, linear_bias, dx, partials, rows, width, BIAS=linear_bias is not None,
             TANH=approximate == "tanh", GATE_FIRST=gate == "first", BLOCK=BLOCK, num_warps=1, **OPTIONS,
         )  # fmt: skip
-        return dx, torch.empty(0) if linear_bias is None else reduce_partials(partials, linear_bias.dtype)
+        return dx, torch.empty(0) if linear_bias is None else reduce_partials(partials, linear_bias.dtype)[0]
 
 
 def _grid(rows: int, width: int, device: torch.device, room: int) -> tuple[int, int]:

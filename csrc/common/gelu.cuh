@@ -42,6 +42,16 @@ __device__ __forceinline__ Gelu gelu_tanh(float x) {
     return {x * cdf, fmaf(x * e * r * r, inner_slope, cdf)};
 }
 
-__device__ __forceinline__ Gelu gelu(float x, bool use_tanh) { return use_tanh ? gelu_tanh(x) : gelu_erf(x); }
+// COUNT neighbours: one branch for all of them, the same for the whole launch.
+template <int COUNT>
+__device__ __forceinline__ void gelu(const float (&x)[COUNT], bool use_tanh, Gelu (&out)[COUNT]) {
+    if (use_tanh) {
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) out[c] = gelu_tanh(x[c]);
+    } else {
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) out[c] = gelu_erf(x[c]);
+    }
+}
 
 }  // namespace ck

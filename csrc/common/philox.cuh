@@ -24,22 +24,4 @@ __device__ __forceinline__ Words philox(Words counter, uint64_t seed) {
 
 constexpr uint32_t kElementwiseStream = 1;
 
-// Multiplies COUNT neighbours of a row, beginning at column, by keep_scale or 0.
-template <int COUNT>
-__device__ __forceinline__ void drop(float (&x)[COUNT], int64_t row, int column, uint64_t seed, uint32_t threshold,
-                                     float keep_scale) {
-    const uint32_t line = static_cast<uint32_t>(row);
-    if constexpr (COUNT == 1) {
-        const Words words = philox({{static_cast<uint32_t>(column) / 4, line, 0, kElementwiseStream}}, seed);
-        x[0] *= words.w[column % 4] >= threshold ? keep_scale : 0.0f;
-    } else {
-#pragma unroll
-        for (int i = 0; i < COUNT; i += 4) {
-            const Words words = philox({{static_cast<uint32_t>(column + i) / 4, line, 0, kElementwiseStream}}, seed);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) x[i + j] *= words.w[j] >= threshold ? keep_scale : 0.0f;
-        }
-    }
-}
-
 }  // namespace ck

@@ -29,6 +29,12 @@ __device__ __forceinline__ void load_bias(const ck_geglu_args &a, Place at, floa
     ck::load_parameter<T>(a.bias, a.parameter_dtype, at.gated, gated);
 }
 
+template <int COUNT>
+__device__ __forceinline__ void add(float (&x)[COUNT], const float (&bias)[COUNT]) {
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) x[c] += bias[c];
+}
+
 template <typename T, int COUNT>
 __device__ __forceinline__ void geglu_forward(const ck_geglu_args &a) {
     const Place at = place_of<COUNT>(a);
@@ -40,9 +46,11 @@ __device__ __forceinline__ void geglu_forward(const ck_geglu_args &a) {
         float linear[COUNT], gated[COUNT];
         ck::load(x + at.linear, linear);
         ck::load(x + at.gated, gated);
+        ck::Gelu gelu[COUNT];
+        add(gated, gated_bias);
+        ck::gelu(gated, a.tanh, gelu);
 #pragma unroll
-        for (int c = 0; c < COUNT; ++c)
-            linear[c] = (linear[c] + linear_bias[c]) * ck::gelu(gated[c] + gated_bias[c], a.tanh).value;
+        for (int c = 0; c < COUNT; ++c) linear[c] = (linear[c] + linear_bias[c]) * gelu[c].value;
         ck::store(static_cast<T *>(a.y) + row * a.width + at.column, linear);
     }
 }
@@ -61,11 +69,13 @@ __device__ __forceinline__ void geglu_backward(const ck_geglu_args &a) {
         ck::load(x + at.linear, linear);
         ck::load(x + at.gated, gated);
         ck::load(static_cast<const T *>(a.grad) + row * a.width + at.column, grad);
+        ck::Gelu gelu[COUNT];
+        add(gated, gated_bias);
+        ck::gelu(gated, a.tanh, gelu);
 #pragma unroll
         for (int c = 0; c < COUNT; ++c) {
-            const ck::Gelu gelu = ck::gelu(gated[c] + gated_bias[c], a.tanh);
-            gated[c] = grad[c] * (linear[c] + linear_bias[c]) * gelu.slope;
-            linear[c] = grad[c] * gelu.value;
+            gated[c] = grad[c] * (linear[c] + linear_bias[c]) * gelu[c].slope;
+            linear[c] = grad[c] * gelu[c].value;
             dlinear_sum[c] += linear[c], dgated_sum[c] += gated[c];
         }
         ck::store(dx + at.linear, linear);

@@ -9,8 +9,8 @@
 #pragma once
 
 #include "../common/gelu.cuh"
-#include "../common/philox.cuh"
 #include "../common/reduce.cuh"
+#include "dropout.cuh"
 #include "parameter.cuh"
 
 namespace ck {
@@ -58,12 +58,12 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
     const float inverse_width = 1.0f / width;
 
     // other: the norm's bias for LAYER_NORM_GELU, the linear bias for GELU_LAYER_NORM
-    Parameter<T, L, !kGeluFirst && L::kCount != 1> weight, other;
+    Parameter<T, L, !kGeluFirst && !kGeluLast && L::kCount != 1> weight, other;
     weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
     const void *const other_source = kGeluFirst ? a.linear_bias : kGeluLast ? a.bias : nullptr;
     other.fetch(other_source, a.parameter_dtype, width, memory[kGeluFirst || kGeluLast]);
     if constexpr (L::kOneWarp) __syncthreads();
-    const uint64_t seed = OP == CK_ADD_LAYER_NORM && a.drop_threshold ? *a.seed : 0;
+    Dropout<L> dropout(a, OP == CK_ADD_LAYER_NORM);
 
     float dweight[V][C] = {}, dbias[V][C] = {}, dlinear[kGeluFirst ? V : 1][C] = {};
     int parity = 0;
@@ -81,15 +81,30 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
             other.get(v, b);
             load(static_cast<const T *>(a.grad) + start + column, g[v]);
             load(static_cast<const R *>(a.x) + start + column, normal[v]);
+            if constexpr (kGeluFirst) {
+                Gelu activated[C];
+#pragma unroll
+                for (int c = 0; c < C; ++c) normal[v][c] += b[c];
+                gelu(normal[v], a.tanh, activated);
+#pragma unroll
+                for (int c = 0; c < C; ++c) {
+                    normal[v][c] = activated[c].value;
+                    slope[L::kOneWarp ? v : 0][c] = activated[c].slope;
+                }
+            }
+#pragma unroll
+            for (int c = 0; c < C; ++c) normal[v][c] = (normal[v][c] - mean) * rstd;
+            if constexpr (kGeluLast) {
+                float y[C];
+                Gelu activated[C];
+#pragma unroll
+                for (int c = 0; c < C; ++c) y[c] = fmaf(normal[v][c], w[c], b[c]);
+                gelu(y, a.tanh, activated);
+#pragma unroll
+                for (int c = 0; c < C; ++c) g[v][c] *= activated[c].slope;
+            }
 #pragma unroll
             for (int c = 0; c < C; ++c) {
-                if constexpr (kGeluFirst) {
-                    const Gelu activated = gelu(normal[v][c] + b[c], a.tanh);
-                    normal[v][c] = activated.value;
-                    slope[L::kOneWarp ? v : 0][c] = activated.slope;
-                }
-                normal[v][c] = (normal[v][c] - mean) * rstd;
-                if constexpr (kGeluLast) g[v][c] *= gelu(fmaf(normal[v][c], w[c], b[c]), a.tanh).slope;
                 dweight[v][c] = fmaf(g[v][c], normal[v][c], dweight[v][c]);
                 dbias[v][c] += g[v][c];
                 g[v][c] *= w[c];
@@ -99,6 +114,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
             if constexpr (kGeluFirst && !L::kOneWarp) store(slopes + column, slope[0]);
         }
         row_sums<L::kWarps>(sum, product, slots[parity]);
+        dropout.begin(row);
         sum *= inverse_width, product *= inverse_width;
 
 #pragma unroll
@@ -123,7 +139,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
                     for (int c = 0; c < C; ++c) dx[c] += more[c];
                 }
                 if (a.dresidual) store(static_cast<R *>(a.dresidual) + start + column, dx);
-                if (a.drop_threshold) drop(dx, row, column, seed, a.drop_threshold, a.keep_scale);
+                dropout.apply(v, dx);
             }
             store(static_cast<T *>(a.dx) + start + column, dx);
         }

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "../common/gelu.cuh"
-#include "../common/philox.cuh"
 #include "../common/reduce.cuh"
+#include "dropout.cuh"
 #include "parameter.cuh"
 
 namespace ck {
@@ -22,16 +22,17 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
 
     constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM;
     __shared__ __align__(16) float memory[2 + kGeluFirst][Shelf<L>::kSize];
-    Parameter<T, L> weight, bias, linear_bias;
+    Parameter<T, L, C != 1> weight, bias, linear_bias;
     weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
     bias.fetch(a.bias, a.parameter_dtype, width, memory[1]);
     linear_bias.fetch(kGeluFirst ? a.linear_bias : nullptr, a.parameter_dtype, width, memory[1 + kGeluFirst]);
     if constexpr (L::kOneWarp) __syncthreads();
-    const uint64_t seed = OP == CK_ADD_LAYER_NORM && a.drop_threshold ? *a.seed : 0;
+    Dropout<L> dropout(a, OP == CK_ADD_LAYER_NORM);
 
     for (int64_t row = L::first_row(); row < a.rows; row += L::row_step()) {
         const int64_t start = row * width;
         float x[V][C] = {}, sum = 0.0f;
+        dropout.begin(row);
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const int column = L::column(v);
@@ -40,7 +41,7 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
             if constexpr (OP == CK_ADD_LAYER_NORM) {
                 float residual[C];
                 load(static_cast<const R *>(a.residual) + start + column, residual);
-                if (a.drop_threshold) drop(x[v], row, column, seed, a.drop_threshold, a.keep_scale);
+                dropout.apply(v, x[v]);
 #pragma unroll
                 for (int c = 0; c < C; ++c) x[v][c] = to_float(from_float<R>(x[v][c] + residual[c]));
                 store(static_cast<R *>(a.new_residual) + start + column, x[v]);
@@ -49,7 +50,11 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
                 float b[C];
                 linear_bias.get(v, b);
 #pragma unroll
-                for (int c = 0; c < C; ++c) x[v][c] = gelu(x[v][c] + b[c], a.tanh).value;
+                for (int c = 0; c < C; ++c) x[v][c] += b[c];
+                Gelu activated[C];
+                gelu(x[v], a.tanh, activated);
+#pragma unroll
+                for (int c = 0; c < C; ++c) x[v][c] = activated[c].value;
             }
 #pragma unroll
             for (int c = 0; c < C; ++c) sum += x[v][c];
@@ -80,9 +85,12 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
             weight.get(v, w);
             bias.get(v, b);
 #pragma unroll
-            for (int c = 0; c < C; ++c) {
-                y[c] = fmaf((x[v][c] - mean) * rstd, w[c], b[c]);
-                if constexpr (OP == CK_LAYER_NORM_GELU) y[c] = gelu(y[c], a.tanh).value;
+            for (int c = 0; c < C; ++c) y[c] = fmaf((x[v][c] - mean) * rstd, w[c], b[c]);
+            if constexpr (OP == CK_LAYER_NORM_GELU) {
+                Gelu activated[C];
+                gelu(y, a.tanh, activated);
+#pragma unroll
+                for (int c = 0; c < C; ++c) y[c] = activated[c].value;
             }
             store(static_cast<T *>(a.y) + start + column, y);
         }

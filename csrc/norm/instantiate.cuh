@@ -6,7 +6,7 @@
 #include "table.h"
 
 #define CK_NORM_PAIR(NAME, OP, T, R, CAPACITY)                                                                         \
-    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads)                        \
+    extern "C" __global__ void __launch_bounds__(ck::Layout<T, ck::width_##CAPACITY>::kThreads, 1)                     \
         ck_##NAME##_forward_##CAPACITY(const __grid_constant__ ck_norm_args a) {                                       \
         ck::norm_forward<T, R, OP, ck::width_##CAPACITY>(a);                                                           \
     }                                                                                                                  \

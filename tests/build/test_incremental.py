@@ -1,6 +1,8 @@
 """What is compiled again, and what is not, by a compiler that records its calls."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -129,6 +131,20 @@ def test_a_link_that_did_not_happen_is_made_up_for(project):
     native_build.compile_sources(project.nvcc.path, project.architectures, project.work)
     assert project.nvcc.compiled() == ["plain.cu"]
     assert project.build() == ["linked"]
+
+
+def test_two_builds_at_once(project):
+    """The second waits for the first, and compiles nothing."""
+    os.utime(project.sources / "sub" / "shared.h")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_build, [project] * 2))
+    assert project.nvcc.compiled() == ["both.cu", "linked", "one.cu"]
+
+
+def _build(project):
+    output = project.output.with_name(f"{threading.get_ident()}.so")
+    native_build.build(project.nvcc.path, project.architectures, project.work, output)
+    assert output.read_text() == project.output.read_text()
 
 
 def test_a_header_saved_while_it_is_compiled(project):

@@ -17,7 +17,10 @@ def architectures(nvcc):
 @pytest.fixture(scope="module")
 def rows(nvcc, architectures):
     """Of the present build; what has changed since is compiled first."""
-    return resources.measure(nvcc, list(architectures))
+    try:
+        return resources.measure(nvcc, list(architectures))
+    except native_build.BuildError as error:
+        pytest.fail(str(error))
 
 
 def serves_any(kernel: str) -> bool:
