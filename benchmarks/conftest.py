@@ -11,6 +11,13 @@ def pytest_terminal_summary(terminalreporter, config):
     """One line a benchmark: our median, the peer's, the ratio."""
     session = getattr(config, "_benchmarksession", None)
     rows = [bench for bench in getattr(session, "benchmarks", []) if "ratio_to_peer" in bench.extra_info]
+    for bench in getattr(session, "benchmarks", []):
+        if "microseconds_a_call" in bench.extra_info:
+            backend = bench.extra_info["microseconds_a_call"]
+            public = bench.extra_info["microseconds_of_the_public_operation"]
+            terminalreporter.write_line(
+                f"{bench.name}: {backend} us a call of the backend, {public} us of the public operation with autograd"
+            )
     if not rows:
         return
     terminalreporter.section("time against plain PyTorch, interleaved")

@@ -22,7 +22,7 @@ LAYER_NORM, ADD_LAYER_NORM, LAYER_NORM_GELU, GELU_LAYER_NORM = (tl.constexpr(n) 
 
 
 @triton.jit
-def _keep_factors(seed, row, block, threshold, keep_scale, BLOCK: tl.constexpr):
+def _keep_factors(seed, row, threshold, keep_scale, BLOCK: tl.constexpr):
     """keep_scale or 0 for each column of a row: Philox words as in cramkernels/reference/philox.py, stream 1."""
     counter = tl.arange(0, BLOCK // 4).to(tl.uint32)
     zeros = counter * 0
@@ -54,7 +54,7 @@ def _forward_kernel(
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         if OP == ADD_LAYER_NORM:
             if DROPOUT:
-                x *= _keep_factors(tl.load(seed_ptr), row, 0, threshold, keep_scale, BLOCK)
+                x *= _keep_factors(tl.load(seed_ptr), row, threshold, keep_scale, BLOCK)
             stored = (x + tl.load(residual_ptr + offsets, inside, 0.0).to(tl.float32)).to(
                 new_residual_ptr.dtype.element_ty
             )
@@ -125,7 +125,7 @@ def _backward_kernel(
             if DRESIDUAL:
                 tl.store(dresidual_ptr + offsets, dx.to(dresidual_ptr.dtype.element_ty), inside)
             if DROPOUT:
-                dx *= _keep_factors(tl.load(seed_ptr), row, 0, threshold, keep_scale, BLOCK)
+                dx *= _keep_factors(tl.load(seed_ptr), row, threshold, keep_scale, BLOCK)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), inside)
     plane = tl.num_programs(0).to(tl.int64) * width
     out = partials_ptr + tl.program_id(0).to(tl.int64) * width + columns

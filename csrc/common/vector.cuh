@@ -62,11 +62,8 @@ __device__ __forceinline__ void load(const T *p, float (&out)[COUNT]) {
             const float4 v = *reinterpret_cast<const float4 *>(p + i);
             out[i] = v.x, out[i + 1] = v.y, out[i + 2] = v.z, out[i + 3] = v.w;
         }
-    } else if constexpr (COUNT == 4) {  // fp32 elsewhere in the kernel sets the count: half an access
-        const uint2 v = *reinterpret_cast<const uint2 *>(p);
-        const float2 a = unpack2<T>(v.x), b = unpack2<T>(v.y);
-        out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
     } else {
+        static_assert(COUNT == 8);
         const uint4 v = *reinterpret_cast<const uint4 *>(p);
         const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
