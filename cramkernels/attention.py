@@ -18,6 +18,7 @@ def attention(
     *,
     rope: tuple[Tensor, Tensor] | None = None,
     window: int | None = None,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor | None = None,
@@ -33,9 +34,11 @@ def attention(
         rope: (cos, sin), fp32 [S >= max_seqlen, D / 2]; queries and keys are rotated (rotate-half), positions restart
             in each sequence (Su et al. 2021).
         window: keeps |i - j| <= window.
+        key_mask: bool [T], true for tokens that may be attended to: the padding mask of a padded batch, flattened. A
+            query that sees no key gives zeros.
         scale: factor on the scores, 1 / sqrt(D) by default.
         dropout_p, seed: dropout on the probabilities; the mask depends on (seed, head, query row, key row).
-        deterministic: the same bits twice. The reference always is.
+        deterministic: the same bits twice. Every backend always is: there is no faster way that is not.
 
     Returns:
         out [T, H, D] in the dtype of qkv; zeros for tokens outside every sequence.
@@ -49,6 +52,7 @@ def attention(
         max_seqlen,
         rope=rope,
         window=window,
+        key_mask=key_mask,
         scale=scale,
         dropout_p=dropout_p,
         seed=seed,
@@ -62,6 +66,7 @@ def attention_with_lse(
     *,
     rope: tuple[Tensor, Tensor] | None = None,
     window: int | None = None,
+    key_mask: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
     seed: int | Tensor | None = None,
@@ -71,9 +76,12 @@ def attention_with_lse(
     cos, sin = _check_rope(rope, qkv_T3HD, max_seqlen)
     if window is not None and (not isinstance(window, int) or window < 0):
         raise ValueError(f"window: got {window!r}, want an int >= 0 or None")
+    _check_key_mask(key_mask, qkv_T3HD)
     seed = check_dropout(dropout_p, seed, qkv_T3HD.device)
     scale = qkv_T3HD.shape[-1] ** -0.5 if scale is None else float(scale)
-    return _attention(autocast_cast(qkv_T3HD), cu_seqlens, max_seqlen, cos, sin, window, scale, dropout_p, seed)
+    return _attention(
+        autocast_cast(qkv_T3HD), cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
+    )
 
 
 def rotary(qkv_T3HD: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -140,22 +148,31 @@ def _check_rope(rope, qkv: Tensor, max_seqlen: int) -> tuple[Tensor | None, Tens
     return cos, sin
 
 
+def _check_key_mask(key_mask: Tensor | None, qkv: Tensor) -> None:
+    if key_mask is None:
+        return
+    check_integers("key_mask", key_mask, qkv, (torch.bool,))
+    if key_mask.shape[0] != qkv.shape[0]:
+        raise ValueError(f"key_mask: got {key_mask.shape[0]} elements, want {qkv.shape[0]}, one a token")
+
+
 def _attention_forward(
     qkv: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
     cos: Tensor | None,
     sin: Tensor | None,
+    key_mask: Tensor | None,
     window: int | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     forward = implementation("attention", "forward", qkv)
-    return forward(qkv, cu_seqlens, max_seqlen, cos, sin, window, scale, dropout_p, seed)
+    return forward(qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed)
 
 
-def _attention_forward_fake(qkv, cu_seqlens, max_seqlen, cos, sin, window, scale, dropout_p, seed):
+def _attention_forward_fake(qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed):
     tokens, _, heads, head_dim = qkv.shape
     lse_dtype = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     return qkv.new_empty(tokens, heads, head_dim), qkv.new_empty(heads, tokens, dtype=lse_dtype)
@@ -170,13 +187,14 @@ def _attention_backward(
     max_seqlen: int,
     cos: Tensor | None,
     sin: Tensor | None,
+    key_mask: Tensor | None,
     window: int | None,
     scale: float,
     dropout_p: float,
     seed: Tensor | None,
 ) -> Tensor:
     backward = implementation("attention", "backward", qkv)
-    return backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, window, scale, dropout_p, seed)
+    return backward(grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed)
 
 
 def _attention_backward_fake(grad, qkv, out, lse, cu_seqlens, *rest):
@@ -184,20 +202,20 @@ def _attention_backward_fake(grad, qkv, out, lse, cu_seqlens, *rest):
 
 
 def _attention_save(ctx, inputs, outputs):
-    qkv, cu_seqlens, ctx.max_seqlen, cos, sin, ctx.window, ctx.scale, ctx.dropout_p, seed = inputs
+    qkv, cu_seqlens, ctx.max_seqlen, cos, sin, key_mask, ctx.window, ctx.scale, ctx.dropout_p, seed = inputs
     out, lse = outputs
     ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(qkv, out, lse, cu_seqlens, cos, sin, seed)
+    ctx.save_for_backward(qkv, out, lse, cu_seqlens, cos, sin, key_mask, seed)
 
 
 def _attention_gradients(ctx, call_backward, grad, _grad_lse):
     if grad is None:
-        return (None,) * 9
-    qkv, out, lse, cu_seqlens, cos, sin, seed = ctx.saved_tensors
+        return (None,) * 10
+    qkv, out, lse, cu_seqlens, cos, sin, key_mask, seed = ctx.saved_tensors
     dqkv = call_backward(
-        grad, qkv, out, lse, cu_seqlens, ctx.max_seqlen, cos, sin, ctx.window, ctx.scale, ctx.dropout_p, seed
+        grad, qkv, out, lse, cu_seqlens, ctx.max_seqlen, cos, sin, key_mask, ctx.window, ctx.scale, ctx.dropout_p, seed
     )
-    return dqkv, *(None,) * 8
+    return dqkv, *(None,) * 9
 
 
 _attention = make_operator(

@@ -40,8 +40,10 @@ class _Group(NamedTuple):
     valid_BS: torch.Tensor | None
 
 
-def attention_forward(qkv, cu_seqlens, max_seqlen: int, cos, sin, window, scale: float, dropout_p: float, seed):
-    """qkv [T, 3, H, D] -> (out [T, H, D], lse [H, T]); rows outside every sequence give zeros."""
+def attention_forward(
+    qkv, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale: float, dropout_p: float, seed
+):
+    """qkv [T, 3, H, D] -> (out [T, H, D], lse [H, T]); rows outside every sequence, or that see no key, give zeros."""
     tokens, _, heads, width = qkv.shape
     wide = _rotated(widen(qkv), cu_seqlens, cos, sin)
     # one row more than there are tokens: what is computed for places beyond a sequence's end goes there
@@ -49,17 +51,20 @@ def attention_forward(qkv, cu_seqlens, max_seqlen: int, cos, sin, window, scale:
     lse = torch.zeros(tokens + 1, heads, 1, dtype=wide.dtype, device=qkv.device)
     for group in _groups(cu_seqlens, tokens, max_seqlen, heads, wide):
         q, k, v = _to_heads(wide, group).unbind(0)
-        scores = _scores(q, k, group, window, scale)
+        scores, blind = _scores(q, k, group, key_mask, window, scale)
         highest = scores.amax(dim=-1, keepdim=True)
         probabilities = torch.softmax(scores, dim=-1, out=scores)
         # the highest probability is 1 / sum(exp(score - highest)), so this is the log-sum-exp without another pass
-        _put(lse, highest - probabilities.amax(dim=-1, keepdim=True).log(), group)
+        _put(lse, _unless(blind, highest - probabilities.amax(dim=-1, keepdim=True).log()), group)
+        probabilities = _unless(blind, probabilities)
         keep = _keep(group, dropout_p, seed, scores.dtype)
         _put(out, torch.bmm(probabilities if keep is None else probabilities.mul_(keep), v), group)
     return out[:tokens].to(qkv.dtype), lse[:tokens].squeeze(-1).t().contiguous()
 
 
-def attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, sin, window, scale, dropout_p, seed):
+def attention_backward(
+    grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale, dropout_p, seed
+):
     """dqkv [T, 3, H, D]. P is recomputed."""
     tokens, _, heads, width = qkv.shape
     wide = _rotated(widen(qkv), cu_seqlens, cos, sin)
@@ -68,8 +73,8 @@ def attention_backward(grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, si
     for group in _groups(cu_seqlens, tokens, max_seqlen, heads, wide):
         q, k, v = _to_heads(wide, group).unbind(0)
         do = _to_heads(grad, group)[0]
-        scores = _scores(q, k, group, window, scale)
-        probabilities = torch.softmax(scores, dim=-1, out=scores)
+        scores, blind = _scores(q, k, group, key_mask, window, scale)
+        probabilities = _unless(blind, torch.softmax(scores, dim=-1, out=scores))
         keep = _keep(group, dropout_p, seed, scores.dtype)
         dp = torch.bmm(do, v.transpose(1, 2))
         if keep is not None:
@@ -167,27 +172,47 @@ def _put(packed, x_GSD, group: _Group) -> None:
     packed[group.rows, group.heads] = places
 
 
-def _scores(q, k, group: _Group, window, scale: float):
+def _scores(q, k, group: _Group, key_mask, window, scale: float):
+    """Scaled scores, -inf where a query must not see, and the queries that see nothing [B * H, S, 1], or None."""
     shape = (q.shape[0], group.length, group.length)
     scores = torch.empty(shape, dtype=q.dtype, device=q.device)
     torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=scale, out=scores)  # beta = 0 ignores what is there
-    blocked = _blocked(group, window, q.device)
-    if blocked is not None:
-        scores.view(group.sequences, -1, *shape[1:]).masked_fill_(blocked, float("-inf"))
-    return scores
+    blocked = _blocked(group, key_mask, window, q.device)
+    if blocked is None:
+        return scores, None
+    by_head = scores.view(group.sequences, -1, *shape[1:]).masked_fill_(blocked, float("-inf"))
+    if key_mask is None:  # a query sees itself
+        return scores, None
+    blind = blocked.all(dim=-1, keepdim=True)
+    by_head.masked_fill_(blind, 0)  # no NaN on the way to its zeros
+    return scores, blind.expand(by_head.shape[0], by_head.shape[1], -1, -1).reshape(shape[0], -1, 1)
 
 
-def _blocked(group: _Group, window, device):
-    """What a query must not see, [B or 1, 1, S, S]: padding keys, keys out of the window. A padding query sees all."""
+def _unless(blind, x_GSN):
+    """``x`` with zeros for the queries that see nothing."""
+    return x_GSN if blind is None else x_GSN.masked_fill(blind, 0)
+
+
+def _blocked(group: _Group, key_mask, window, device):
+    """What a query must not see, [B or 1, 1, S or 1, S]: padding or masked keys, keys out of the window.
+
+    Places beyond a sequence's end are queries too, that see all: what they compute is thrown away.
+    """
     position = torch.arange(group.length, device=device)
     blocked = None
     if window is not None and window < group.length - 1:
         blocked = ((position.unsqueeze(1) - position).abs() > window).view(1, 1, group.length, group.length)
+    hidden = []
     if group.valid_BS is not None:
-        valid = group.valid_BS
-        padding = ~valid.view(-1, 1, 1, group.length)
-        blocked = padding if blocked is None else blocked | padding
-        blocked = blocked & valid.view(-1, 1, group.length, 1)
+        hidden.append(~group.valid_BS)
+    if key_mask is not None:
+        rows = group.rows if isinstance(group.rows, slice) else group.rows.clamp(max=key_mask.shape[0] - 1)
+        hidden.append(~key_mask[rows].view(group.sequences, group.length))
+    for keys in hidden:
+        keys = keys.view(-1, 1, 1, group.length)
+        blocked = keys if blocked is None else blocked | keys
+    if group.valid_BS is not None:
+        blocked = blocked & group.valid_BS.view(-1, 1, group.length, 1)
     return blocked
 
 

@@ -76,13 +76,15 @@ def to_device(value, device: str):
 
 @dataclass(frozen=True)
 class AttentionCase(Case):
-    """``outside``: tokens before the first sequence and after the last one."""
+    """``outside``: tokens before the first sequence and after the last one. ``masked``: share of keys masked, beside
+    all those of the last sequence."""
 
     lengths: tuple[int, ...] = ()
     heads: int = 2
     head_dim: int = 16
     outside: tuple[int, int] = (0, 0)
     rope: bool = False
+    masked: float = 0.0
     spread: float = 1.0
 
     def tensors(self, generator):
@@ -94,7 +96,12 @@ class AttentionCase(Case):
         tables = rope_tables(longest + 3, self.head_dim, generator)
         if self.op == "rotary":
             return {**made, "cos": tables[0], "sin": tables[1]}
-        return {**made, "max_seqlen": longest, **({"rope": tables} if self.rope else {})}
+        if self.rope:
+            made["rope"] = tables
+        if self.masked:
+            made["key_mask"] = torch.rand(tokens, generator=generator) >= self.masked
+            made["key_mask"][tokens - after - self.lengths[-1] :] = False
+        return {**made, "max_seqlen": longest}
 
 
 def cumulative(lengths, start: int = 0) -> torch.Tensor:
@@ -179,6 +186,8 @@ ATTENTION_VARIANTS: tuple[dict, ...] = (
     dict(options=(("window", 0),)),
     dict(options=(("window", 3),)),
     dict(options=(("scale", 0.3),)),
+    dict(masked=0.4),
+    dict(masked=0.4, rope=True, options=(("window", 2), ("dropout_p", 0.2), ("seed", 5))),
     dict(options=(("dropout_p", 0.25), ("seed", 11))),
     dict(rope=True, options=(("window", 5), ("scale", 0.2), ("dropout_p", 0.1), ("seed", 2**40 + 3))),
 )

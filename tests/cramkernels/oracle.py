@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from tests.cramkernels import integer_philox
 
 
-def attention(qkv_T3HD, cu_seqlens, max_seqlen=None, *, rope=None, window=None, scale=None, dropout_p=0.0, seed=None):
+def attention(
+    qkv_T3HD,
+    cu_seqlens,
+    max_seqlen=None,
+    *,
+    rope=None,
+    window=None,
+    key_mask=None,
+    scale=None,
+    dropout_p=0.0,
+    seed=None,
+):
     """One call of torch's attention per sequence; with dropout, the same in three lines."""
     if rope is not None:
         qkv_T3HD = rotary(qkv_T3HD, *rope, cu_seqlens)
@@ -23,11 +34,19 @@ def attention(qkv_T3HD, cu_seqlens, max_seqlen=None, *, rope=None, window=None, 
         seen_SS = None if window is None else _within(end - begin, window)
         if begin == end:
             continue
+        if key_mask is not None:
+            seen_SS = key_mask[begin:end] & (
+                torch.ones(end - begin, 1, dtype=torch.bool) if seen_SS is None else seen_SS
+            )
+            blind_S = ~seen_SS.any(dim=1)
+            seen_SS = seen_SS | blind_S[:, None]
         if dropout_p:
             factors = dropout_factors(seed, q_HSD.shape[0], begin, end, dropout_p).to(q_HSD.dtype)
             out_HSD = (probabilities(q_HSD, k_HSD, seen_SS, scale) * factors) @ v_HSD
         else:
             out_HSD = F.scaled_dot_product_attention(q_HSD, k_HSD, v_HSD, attn_mask=seen_SS, scale=scale)
+        if key_mask is not None:  # what sees nothing is nothing
+            out_HSD = out_HSD.masked_fill(blind_S[:, None], 0)
         pieces.append(out_HSD.transpose(0, 1))
     pieces.append(qkv_T3HD[bounds[-1] :, 0] * 0)
     return torch.cat(pieces)

@@ -47,6 +47,24 @@ def test_packed_equals_padded(lengths, seed):
 
 
 @bounded
+@given(lengths=lengths, seed=seeds)
+def test_packed_equals_padded_with_a_key_mask(lengths, seed):
+    """The padded batch, flattened, as sequences of one length whose padding is masked."""
+    longest = max(max(lengths), 1)
+    padded = random(len(lengths), longest, 3, 2, 8, seed=seed)
+    mask_BS = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    batch = pack_padded(padded, mask_BS)
+    rope = rope_tables(longest, 8, torch.Generator().manual_seed(1))
+    grad = random(len(lengths) * longest, 2, 8, seed=seed + 1) * mask_BS.view(-1, 1, 1)
+    whole = cumulative([longest] * len(lengths))
+    masked = forward_and_gradient(padded.flatten(0, 1), whole, longest, grad, rope=rope, key_mask=mask_BS.flatten())
+    expected = forward_and_gradient(batch.ids_T, batch.cu_seqlens, batch.max_seqlen, grad[batch.indices_T], rope=rope)
+    for got, want in zip(masked, expected, strict=True):
+        close(got[batch.indices_T], want)
+    assert not masked[1].view_as(padded)[~mask_BS].any()
+
+
+@bounded
 @given(lengths=lengths, seed=seeds, beyond=st.integers(0, 5))
 def test_a_window_as_long_as_the_sequences_is_full_attention(lengths, seed, beyond):
     qkv, cu_seqlens, longest = packed(lengths, seed)

@@ -25,10 +25,12 @@ def loss(grad_scale=None, recompute=False, want=(True, True, True), dtype=FP32, 
     return (*parameters, -100, 0.1, 0.1, 3.0, 80, grad_scale, recompute, *want)
 
 
+KEY_MASK = torch.tensor([True, False, True, True, True, False, True])
+
 SAMPLES = {
     "attention": [
-        (leaf(7, 3, 2, 8), CU_SEQLENS, 3, None, None, None, 0.4, 0.0, None),
-        (leaf(7, 3, 2, 8, dtype=BF16), CU_SEQLENS, 3, COS, SIN, 1, 0.4, 0.25, SEED),
+        (leaf(7, 3, 2, 8), CU_SEQLENS, 3, None, None, None, None, 0.4, 0.0, None),
+        (leaf(7, 3, 2, 8, dtype=BF16), CU_SEQLENS, 3, COS, SIN, KEY_MASK, 1, 0.4, 0.25, SEED),
     ],
     "rotary": [(leaf(7, 3, 2, 8), COS, SIN, CU_SEQLENS)],
     "layer_norm": [(leaf(5, 12), leaf(12), leaf(12), 1e-5), (leaf(2, 3, 12, dtype=BF16), leaf(12), None, 1e-5)],

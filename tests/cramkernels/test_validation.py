@@ -62,6 +62,8 @@ WRONG = [
     (["attention"], "max_seqlen", torch.tensor(4), "got tensor(4), want a Python int >= 0"),
     (["attention"], "window", -1, "got -1, want an int >= 0 or None"),
     (["attention"], "window", 2.0, "got 2.0, want an int >= 0 or None"),
+    (["attention"], "key_mask", torch.ones(3, dtype=torch.bool), "got 3 elements, want "),
+    (["attention"], "key_mask", torch.ones(7), "got torch.float32 of shape (7,), want a vector of torch.bool"),
     (["rotary"], "cos", torch.ones(5, 3), "got shape (5, 3), want [>= "),
     (["rotary"], "cos", torch.ones(3, 4), "got shape (3, 4), want [>= "),
     (["rotary"], "cos", torch.ones(5, 4, dtype=torch.float16), "got dtype torch.float16, want float32"),
