@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cramkernels import library
-from cramkernels.cuda.arguments import GEGLU, NORM, REDUCE
+from cramkernels.cuda.arguments import ATTENTION, GEGLU, NORM, REDUCE
 
 CPU = torch.device("cpu")
 
@@ -31,12 +31,22 @@ def reduce(count=1, ctas=2, width=64, dtype=0) -> bytes:
     return REDUCE.pack(*[0] * 4, count, ctas, width, dtype)
 
 
+def attention(tokens=5, sequences=1, heads=2, head_dim=64, dtype=1, warps=8) -> bytes:
+    """Likewise."""
+    return ATTENTION.pack(*[0] * 10, tokens, sequences, heads, head_dim, dtype, -1, warps, 0.1, 1.0, 0, 0)
+
+
 CASES = {
     "ck_norm_forward": (norm, [{"rows": 0}, {"rows": -1}, {"width": 0}, {"width": 8193}, {"op": 4}, {"ctas": 0}]),
     "ck_norm_backward": (norm, [{"rows": 0}, {"width": -8}, {"width": 8193}, {"op": -1}, {"ctas": 0}]),
     "ck_norm_reduce": (reduce, [{"count": 0}, {"count": 4}, {"ctas": 0}, {"width": 0}]),
     "ck_geglu_forward": (geglu, [{"rows": 0}, {"width": 0}, {"ctas": 0}, {"ctas": 65536}]),
     "ck_geglu_backward": (geglu, [{"rows": 0}, {"width": -1}, {"ctas": 0}, {"ctas": 65536}]),
+    "ck_attention_short_forward": (
+        attention,
+        [{"tokens": 0}, {"sequences": -1}, {"heads": 0}, {"warps": 0}, {"warps": 9}],
+    ),
+    "ck_attention_short_backward": (attention, [{"tokens": 0}, {"tokens": 2**31}, {"sequences": -1}, {"heads": 0}]),
 }
 
 
@@ -46,14 +56,15 @@ def test_statuses_are_exceptions_with_words(name):
     pack, bad_shapes = CASES[name]
     launched = []
     with library.launch_hook(lambda launch: launched.append(launch.symbol.decode())):
-        for dtype in (-1, 3, 99):
+        good = (1, 2) if pack is attention else (0, 1, 2)
+        for dtype in {-1, 0, 3, 99} - set(good):
             with pytest.raises(library.KernelError, match=rf"^{name}: a dtype .*does not serve \(status -1\)$"):
                 library.call(name, pack(dtype=dtype), CPU)
         for bad in bad_shapes:
             with pytest.raises(library.KernelError, match=rf"^{name}: a shape .*does not serve \(status -2\)$"):
                 library.call(name, pack(**bad), CPU)
         assert not launched
-        for count, dtype in enumerate((0, 1, 2), start=1):
+        for count, dtype in enumerate(good, start=1):
             library.call(name, pack(dtype=dtype), CPU)
             assert len(launched) == count
     assert all(symbol.startswith("ck_") for symbol in launched)

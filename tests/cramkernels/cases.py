@@ -198,6 +198,24 @@ ATTENTION_CASES = [AttentionCase("attention", dtype, **shape) for shape in ATTEN
     for shape in (RAGGED, DENSE)
     for dtype in DTYPES
 ]
+# Beside the above, for kernels: whole tiles, ragged ones, many short sequences, every head dim with a kernel
+KERNEL_ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(128, 128), heads=2, head_dim=64),
+    dict(lengths=(128,), heads=1, head_dim=64, rope=True),
+    dict(lengths=(100, 0, 28, 128, 1, 17), heads=2, head_dim=64, rope=True, outside=(3, 5)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, rope=True, outside=(3, 5), options=(("window", 7),)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, masked=0.3, options=(("dropout_p", 0.2), ("seed", 77))),
+    dict(lengths=(9, 3, 0, 16, 12, 1) * 6, heads=1, head_dim=64, rope=True, masked=0.3,
+         options=(("dropout_p", 0.2), ("seed", 2**40 + 3))),
+    dict(lengths=(1,) * 70, heads=1, head_dim=32, rope=True),
+    dict(lengths=(128, 64), heads=1, head_dim=128, rope=True,
+         options=(("window", 31), ("dropout_p", 0.2), ("seed", 7))),
+    dict(lengths=(50,), heads=3, head_dim=64, spread=6.0, options=(("scale", -0.3),)),
+    dict(lengths=(0, 0), heads=1, head_dim=64, outside=(4, 130)),
+)  # fmt: skip
+KERNEL_ATTENTION_CASES = [
+    AttentionCase("attention", dtype, **shape) for shape in KERNEL_ATTENTION_SHAPES for dtype in (FP16, BF16)
+]
 ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES]
 
 NORMS = ("layer_norm", "add_layer_norm", "layer_norm_gelu", "gelu_layer_norm")
