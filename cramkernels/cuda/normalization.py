@@ -109,7 +109,7 @@ def _forward(
     y = torch.empty_like(x)
     device = x.device
     mean = torch.empty(rows, dtype=torch.float32, device=device)
-    rstd = torch.empty(rows, dtype=torch.float32, device=device)
+    rstd = torch.empty_like(mean)
     if rows == 0:
         return y, mean, rstd
     weight, bias, linear_bias = _of_one_dtype(weight, bias, linear_bias)
