@@ -29,11 +29,11 @@ __device__ __forceinline__ void write_partial(const float (&sums)[L::kVectors][L
             for (int v = 0; v < V; ++v) {
                 if (L::column(v) >= width) continue;
                 float total[C] = {};
-                if (turn > 0) Shelf<L>::get(memory, v, threadIdx.x % 32, total);
+                if (turn > 0) get_shared(memory + v * 32 * C, threadIdx.x % 32, total);
 #pragma unroll
                 for (int c = 0; c < C; ++c) total[c] += sums[v][c];
                 if (turn + 1 < L::kRows)
-                    Shelf<L>::put(memory, v, threadIdx.x % 32, total);
+                    put_shared(memory + v * 32 * C, threadIdx.x % 32, total);
                 else
                     store(out + L::column(v), total);
             }
@@ -51,7 +51,7 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
     constexpr int V = L::kVectors, C = L::kCount;
     constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM, kGeluLast = OP == CK_LAYER_NORM_GELU;
     __shared__ float slots[2][2][L::kWarps];
-    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][Shelf<L>::kSize];
+    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][L::kShared];
     // The GELU's slopes wait here for the row's sums, each thread's own, where registers would not hold them
     __shared__ __align__(16) float slopes[kGeluFirst && !L::kOneWarp ? L::kCapacity : 1];
     const int width = a.width;

@@ -22,6 +22,7 @@ struct Layout {
     static constexpr int kVectors = kCapacity / (32 * kWarps * kCount);
     static constexpr int kRows = kOneWarp ? 4 : 1;  // of a CTA, at a time
     static constexpr int kThreads = 32 * kWarps * kRows;
+    static constexpr int kShared = kOneWarp ? kCapacity : 1;  // floats of a parameter in shared memory
 
     __device__ static int64_t first_row() { return static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / 32 % kRows; }
     __device__ static int64_t row_step() { return static_cast<int64_t>(gridDim.x) * kRows; }
