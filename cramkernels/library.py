@@ -153,15 +153,16 @@ def call(name: str, arguments: bytes, device: torch.device) -> None:
         KernelError: a status that is not 0.
     """
     library = load()
-    if device.type != "cuda":
+    index = device.index  # None for the CPU; much cheaper to ask for than the type
+    if index is None:
         if not _hooks:
             raise RuntimeError(f"{name}: cpu tensors, and no launch hook")
         status = library.calls[name](arguments, None)
-    elif device.index == torch.cuda.current_device():
-        status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
+    elif index == torch.cuda.current_device():
+        status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(index))
     else:
         with torch.cuda.device(device):
-            status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
+            status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(index))
     if _failures:
         raise _failures.pop()
     if status:

@@ -35,7 +35,7 @@ def pointer(x: torch.Tensor | None) -> int:
 
 def multiprocessors(device: torch.device) -> int:
     """Of the device."""
-    return SIMULATED_MULTIPROCESSORS if device.type != "cuda" else _multiprocessors(device.index)
+    return SIMULATED_MULTIPROCESSORS if device.index is None else _multiprocessors(device.index)
 
 
 @cache
