@@ -13,12 +13,14 @@ OPERATIONS = {"layer_norm": 0, "add_layer_norm": 1, "layer_norm_gelu": 2, "gelu_
 NORM, NORM_POINTERS = struct.Struct("=15Qq8i2f2I"), 15
 GEGLU, GEGLU_POINTERS = struct.Struct("=6Qq6i"), 6
 REDUCE, REDUCE_POINTERS = struct.Struct("=4Q4i"), 4
+LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i4f"), 15
 BLOCKS = {
     "ck_norm_forward": (NORM, NORM_POINTERS),
     "ck_norm_backward": (NORM, NORM_POINTERS),
     "ck_norm_reduce": (REDUCE, REDUCE_POINTERS),
     "ck_geglu_forward": (GEGLU, GEGLU_POINTERS),
     "ck_geglu_backward": (GEGLU, GEGLU_POINTERS),
+    "ck_loss_*": (LOSS, LOSS_POINTERS),
 }
 PARTIAL_BYTES = 4 << 20  # at most, for the partial rows of the parameter gradients
 SIMULATED_MULTIPROCESSORS = 2  # where there is no device: small, so that a CTA has several rows
