@@ -100,7 +100,7 @@ def _problem(hidden, weight, labels, bias, ignore_index, z_loss, label_smoothing
             bias = bias.clone()
     return Problem(
         hidden.contiguous(), weight.to(hidden.dtype).contiguous(), labels.contiguous(), bias,
-        ignore_index, z_loss, label_smoothing, softcap, grad_scale,
+        ignore_index, float(z_loss), float(label_smoothing), softcap and float(softcap), grad_scale,
         lse=torch.empty(rows, device=device), stats=torch.empty(3, rows, device=device),
         share=torch.empty((), device=device), num_tokens=torch.empty((), dtype=torch.int64, device=device),
     )  # fmt: skip

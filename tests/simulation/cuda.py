@@ -105,7 +105,11 @@ def planted(folder: Path, file: str, there: str, instead: str) -> Path:
 
 
 class Executed(list):
-    """(symbol, ptxsim's result) of each launch."""
+    """(symbol, ptxsim's result) of each launch; of the CUDA library's also what the launcher asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.launches: list[library.Launch] = []
 
     def symbols(self) -> list[str]:
         """The kernels that ran, in order."""
@@ -127,6 +131,7 @@ def simulated(architecture: int, check: str = "full", sources: Path = SOURCES) -
             shared_bytes=launch.shared_bytes, check=check, global_races=check == "full", memory=memory,
         )  # fmt: skip
         executed.append((symbol, result))
+        executed.launches.append(library.Launch.from_buffer_copy(launch))
 
     with library.launch_hook(hook), simulate_backend("cuda"):
         yield executed
