@@ -14,6 +14,7 @@ NORM, NORM_POINTERS = struct.Struct("=15Qq8i2f2I"), 15
 GEGLU, GEGLU_POINTERS = struct.Struct("=6Qq6i"), 6
 REDUCE, REDUCE_POINTERS = struct.Struct("=4Q4i"), 4
 ATTENTION, ATTENTION_POINTERS = struct.Struct("=10Qq6i2f2I"), 10
+LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i4f"), 15
 BLOCKS = {
     "ck_norm_forward": (NORM, NORM_POINTERS),
     "ck_norm_backward": (NORM, NORM_POINTERS),
@@ -22,6 +23,7 @@ BLOCKS = {
     "ck_geglu_backward": (GEGLU, GEGLU_POINTERS),
     "ck_attention_short_forward": (ATTENTION, ATTENTION_POINTERS),
     "ck_attention_short_backward": (ATTENTION, ATTENTION_POINTERS),
+    "ck_loss_*": (LOSS, LOSS_POINTERS),
 }
 PARTIAL_BYTES = 4 << 20  # at most, for the partial rows of the parameter gradients
 SIMULATED_CAPABILITY = (8, 0)  # where there is no device

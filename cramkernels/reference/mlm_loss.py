@@ -21,6 +21,8 @@ from cramkernels.reference.normalization import widen
 # Wide chunks keep the GEMMs near their peak rate, narrow ones stay nearer to the cache. Measured on CPUs with 32 MB of
 # last-level cache at V = 32768: the GEMMs lose a third below 256 rows, and gain little beyond 512.
 CPU_CHUNK_BYTES = 64 << 20
+# Within a chunk, the passes over logits take this much at a time, which a core's own cache holds.
+CPU_TILE_BYTES = 4 << 20
 
 
 class Options(NamedTuple):
@@ -57,14 +59,16 @@ def mlm_loss_forward(hidden, weight, labels, bias, ignore_index, z_loss, label_s
     gradients = _Gradients(hidden, weight, bias, wanted)
     buffer = _buffer(hidden, weight, options)
     for rows in _chunks(hidden.shape[0], buffer.shape[0]):
-        logits = _logits(hidden[rows], weight, bias, options, buffer)
-        capped = logits.clone() if softcap is not None and any(wanted) else None
-        lse[rows], chunk_sums, chunk_hits = _row_losses(logits, _part(targets, rows), options)
-        sums += chunk_sums
-        hits += chunk_hits
+        chunk = _product(hidden[rows], weight, buffer)
+        for logits, part in _tiles(chunk, rows):
+            capped = _finish_logits(logits, bias, options, keep=any(wanted))
+            lse[part], tile_sums, tile_hits = _row_losses(logits, _part(targets, part), options)
+            sums += tile_sums
+            hits += tile_hits
+            if any(wanted):
+                _to_gradient(logits, lse[part], capped, _part(targets, part), options)
         if any(wanted):
-            _to_gradient(logits, lse[rows], capped, _part(targets, rows), options)
-            gradients.add(rows, logits, _part(targets, rows), grad_scale)
+            gradients.add(rows, chunk, _part(targets, rows), grad_scale)
     return (*_totals(sums, targets), targets.valid_M.sum(), hits, lse, *gradients.finished(grad_scale))
 
 
@@ -76,11 +80,12 @@ def mlm_loss_backward(hidden, weight, labels, bias, lse, ignore_index, z_loss, l
     gradients = _Gradients(hidden, weight, bias, (want_hidden, want_weight, want_bias))
     buffer = _buffer(hidden, weight, options)
     for rows in _chunks(hidden.shape[0], buffer.shape[0]):
-        logits = _logits(hidden[rows], weight, bias, options, buffer)
-        capped = logits.clone() if softcap is not None else None
-        logits.sub_(lse[rows].unsqueeze(1)).exp_()
-        _to_gradient(logits, lse[rows], capped, _part(targets, rows), options)
-        gradients.add(rows, logits, _part(targets, rows), grad_scale)
+        chunk = _product(hidden[rows], weight, buffer)
+        for logits, part in _tiles(chunk, rows):
+            capped = _finish_logits(logits, bias, options, keep=True)
+            logits.sub_(lse[part].unsqueeze(1)).exp_()
+            _to_gradient(logits, lse[part], capped, _part(targets, part), options)
+        gradients.add(rows, chunk, _part(targets, rows), grad_scale)
     return gradients.finished(grad_scale)
 
 
@@ -178,18 +183,31 @@ def _chunks(rows: int, size: int):
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _logits(hidden, weight, bias, options: Options, buffer):
-    """Logits of a chunk, written into the buffer."""
+def _tiles(chunk, rows: slice):
+    """(logits, rows of all) of the pieces of a chunk that stay in cache from one pass to the next."""
+    size = len(chunk)
+    if chunk.device.type == "cpu":
+        size = max(CPU_TILE_BYTES // (chunk.shape[1] * chunk.itemsize), 1)
+    for part in _chunks(len(chunk), size):
+        yield chunk[part], slice(rows.start + part.start, rows.start + part.stop)
+
+
+def _product(hidden, weight, buffer):
+    """Raw logits of a chunk, written into the buffer."""
     logits = buffer[: hidden.shape[0]]
     if hidden.dtype == buffer.dtype:
-        torch.mm(hidden, weight.to(hidden.dtype).t(), out=logits)
-    else:
-        logits.copy_(torch.mm(hidden, weight.to(hidden.dtype).t()))
+        return torch.mm(hidden, weight.to(hidden.dtype).t(), out=logits)
+    return logits.copy_(torch.mm(hidden, weight.to(hidden.dtype).t()))
+
+
+def _finish_logits(logits, bias, options: Options, keep: bool):
+    """Add the bias and apply the softcap in place; a copy where the softcap's slope will need one."""
     if bias is not None:
         logits += bias.to(logits.dtype)
-    if options.softcap is not None:
-        logits.div_(options.softcap).tanh_().mul_(options.softcap)
-    return logits
+    if options.softcap is None:
+        return None
+    logits.div_(options.softcap).tanh_().mul_(options.softcap)
+    return logits.clone() if keep else None
 
 
 def _row_losses(logits, targets: Targets, options: Options):

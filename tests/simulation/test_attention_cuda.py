@@ -170,3 +170,14 @@ def test_a_planted_bug_is_caught(file, there, planted, tmp_path, proof):
         assert_error_rule(results, *expected, CAUGHT_BY.dtype)
     assert not isinstance(caught.value, LookupError | OSError), "the mutant did not run"
     proof("planted bugs caught", {f"attention/{file}:{there}"})
+
+
+def test_every_kernel_of_the_family_ran(proof):
+    """Together the cases reach each of them."""
+    from tests.simulation.conftest import _ran
+
+    family = {kernel for kernel in cuda.all_kernels(80) if kernel.startswith("ck_attention_")}
+    ran = _ran["CUDA C++ sm_80 executed"] & family
+    if len(ran) < 6:
+        pytest.skip("only a part of the cases was selected")
+    assert family == ran
