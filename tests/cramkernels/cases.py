@@ -271,10 +271,17 @@ MLM_LOSS_CASES = (
     ]
 )
 
-# Beside the above, for kernels. Rows of logits: of several pieces a thread, of those that spill into shared memory (16-bit
-# from 98,304 columns, fp32 from 49,152) and of those that do not fit there either (130,560, 65,280)
+# Beside the above, for kernels. Rows of logits: of several pieces a thread, of those that spill into shared memory
+# (16-bit from 98,304 columns, fp32 from 49,152) and of those that do not fit there either (130,560, 65,280)
 EVERY_LOSS_OPTION = (("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0))
-LONG_ROWS = {4099: DTYPES, 20_001: DTYPES, 50_257: (FP32, BF16), 128_256: (FP16, BF16), 131_075: (BF16,), 66_000: (FP32,)}
+LONG_ROWS = {
+    4099: DTYPES,
+    20_001: DTYPES,
+    50_257: (FP32, BF16),
+    128_256: (FP16, BF16),
+    131_075: (BF16,),
+    66_000: (FP32,),
+}
 KERNEL_ROW_LOSS_CASES = [
     LossCase("mlm_loss", dtype, tokens=3, hidden=8, vocabulary=vocabulary, spread=0.7, options=options)
     for vocabulary, dtypes in LONG_ROWS.items()
