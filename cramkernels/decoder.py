@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 
 Tensor = torch.Tensor
+Part = tuple[int, int]  # first, count
 
 HALF = (torch.float16, torch.bfloat16)
 ROW_BYTES = 128  # rows of the buffer start at multiples of this, whatever the vocabulary
 SLICE_BYTES = 16 << 20  # of the buffer of "recompute", at most: wide enough for the products' full rate
-SLICE_ROWS, SLICE_COLUMNS = 4096, 128  # rows at most, columns in multiples
+SLICE_COLUMNS = 128  # in multiples of this
 PARTIAL_BYTES = 4 << 20  # of the sums over parts of the vocabulary, at most
 
 
@@ -115,17 +116,20 @@ def _by_rows(kernels: Kernels, problem: Problem, gradients: Gradients, logits_by
     buffer = torch.empty(rows, stride, dtype=problem.hidden.dtype, device=problem.hidden.device)
     for first in range(0, total, rows):
         count = min(rows, total - first)
-        part = slice(first, first + count)
-        torch.mm(problem.hidden[part], problem.weight.t(), out=buffer[:count, :vocabulary])
+        _logits(problem, first, buffer.narrow(0, 0, count).narrow(1, 0, vocabulary))
         kernels.rows(problem, buffer, first, count, any(gradients.wanted))
-        gradients.add(buffer[:count, :vocabulary], problem, part, slice(0, vocabulary))
+        gradients.add(problem, buffer, (first, count), (0, vocabulary))
+
+
+def _logits(problem: Problem, first: int, out: Tensor) -> None:
+    torch.mm(problem.hidden.narrow(0, first, out.shape[0]), problem.weight.t(), out=out)
 
 
 def _by_slices(kernels: Kernels, problem: Problem, gradients: Gradients, tile_bytes: int) -> None:
-    """Slices of the vocabulary, and of many rows a block at a time; the gradient of each is made out of hidden and lse."""
+    """Slices of the vocabulary, of all rows unless there are very many; the gradient of each out of hidden and lse."""
     total, vocabulary = problem.hidden.shape[0], problem.weight.shape[0]
     itemsize = problem.hidden.itemsize
-    rows = min(total, SLICE_ROWS, max(tile_bytes // (SLICE_COLUMNS * itemsize), 1))
+    rows = min(total, max(tile_bytes // (SLICE_COLUMNS * itemsize), 1))
     columns = max(tile_bytes // (rows * itemsize) // SLICE_COLUMNS, 1) * SLICE_COLUMNS
     columns = min(columns, _round_up(vocabulary, SLICE_COLUMNS))
     buffer = torch.empty(rows, columns, dtype=problem.hidden.dtype, device=problem.hidden.device)
@@ -134,7 +138,7 @@ def _by_slices(kernels: Kernels, problem: Problem, gradients: Gradients, tile_by
         for first in range(0, total, rows):
             count = min(rows, total - first)
             kernels.slice(problem, buffer, first, count, start, width)
-            gradients.add(buffer[:count, :width], problem, slice(first, first + count), slice(start, start + width))
+            gradients.add(problem, buffer, (first, count), (start, width))
 
 
 class Gradients:
@@ -142,35 +146,35 @@ class Gradients:
 
     def __init__(self, hidden, weight, bias, wanted: tuple[bool, bool, bool], grad_scale):
         self.wanted = wanted
-        scaled = grad_scale is not None and hidden.dtype in HALF  # they carry the scale, and stay in fp32 until it is out
+        # With a scale they stay in fp32 until it is taken out
+        scaled = grad_scale is not None and hidden.dtype in HALF
         self.likes = [x if flag else None for x, flag in zip((hidden, weight, bias), wanted, strict=True)]
-        self.dtypes = [x is not None and (torch.float32 if scaled else x.dtype) for x in self.likes]
+        self.dtypes = [None if x is None else torch.float32 if scaled else x.dtype for x in self.likes]
         self.sums: list[Tensor | None] = [None, None, None]
         self.device, self.started = hidden.device, [set(), set()]
 
-    def add(self, dlogits: Tensor, problem: Problem, rows: slice, columns: slice) -> None:
-        """Add the part of the gradients that comes from these rows and columns of the logits' gradient."""
-        every_row = rows == slice(0, problem.hidden.shape[0])
-        every_column = columns == slice(0, problem.weight.shape[0])
+    def add(self, problem: Problem, buffer: Tensor, rows: Part, columns: Part) -> None:
+        """Add what comes from these rows and columns of the logits, whose gradient is at the buffer's beginning."""
+        dlogits = buffer.narrow(0, 0, rows[1]).narrow(1, 0, columns[1])
+        every_row = rows[1] == problem.hidden.shape[0]
+        every_column = columns[1] == problem.weight.shape[0]
         if self.wanted[0]:
-            self._add(0, dlogits, problem.weight[columns], rows, whole=every_column)
+            self._add(0, dlogits, problem.weight.narrow(0, *columns), rows, whole=every_column)
         if self.wanted[1]:
-            self._add(1, dlogits.t(), problem.hidden[rows], columns, whole=every_row)
+            self._add(1, dlogits.t(), problem.hidden.narrow(0, *rows), columns, whole=every_row)
         if self.wanted[2]:
             if self.sums[2] is None:
                 self.sums[2] = torch.zeros_like(self.likes[2], dtype=torch.float32)
-            self.sums[2][columns] += dlogits.sum(0, dtype=torch.float32)
+            self.sums[2].narrow(0, *columns).add_(dlogits.sum(0, dtype=torch.float32))
 
-    def _add(self, which: int, a: Tensor, b: Tensor, where: slice, whole: bool) -> None:
-        """Rows ``where`` of a gradient: a @ b is all of them if ``whole``."""
+    def _add(self, which: int, a: Tensor, b: Tensor, where: Part, whole: bool) -> None:
+        """Rows ``where`` of a gradient: a @ b is all there is to them if ``whole``."""
         if self.sums[which] is None:
             dtype = self.dtypes[which] if whole else torch.float32
-            self.sums[which] = torch.empty_like(
-                self.likes[which], dtype=dtype, memory_format=torch.contiguous_format
-            )
-        again = where.start in self.started[which]
-        self.started[which].add(where.start)
-        multiply(a, b, self.sums[which][where], again)
+            self.sums[which] = torch.empty_like(self.likes[which], dtype=dtype, memory_format=torch.contiguous_format)
+        again = where in self.started[which]
+        self.started[which].add(where)
+        multiply(a, b, self.sums[which].narrow(0, *where), again)
 
     def finished(self) -> Iterator[Tensor]:
         """In their final dtypes; empty where not wanted, zero where there were no rows."""

@@ -102,8 +102,8 @@ def _check_options(z_loss: float, label_smoothing: float, softcap: float | None,
         raise ValueError(f"mode: got {mode!r}, want 'chunked' or 'recompute'")
 
 
-# Gathering in a kernel of the loss would not pay: it copies M x N numbers, where the logits are M x V. Its backward adds
-# rows of equal positions in their order, which index_select's own, by atomics on a GPU, does not.
+# Gathering in a kernel of the loss would not pay: it copies M x N numbers, where the logits are M x V. The backward
+# adds rows of equal positions in their order, which index_select's own, by atomics on a GPU, does not.
 
 
 def _gather(x_TN: Tensor, positions_M: Tensor) -> Tensor:

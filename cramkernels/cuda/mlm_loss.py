@@ -49,9 +49,7 @@ def _tiles(problem: Problem) -> None:
 
 
 def _slice(problem: Problem, buffer, first: int, rows: int, first_column: int, columns: int) -> None:
-    _call(
-        "ck_loss_slice", problem, buffer=buffer, first=first, rows=rows, first_column=first_column, columns=columns
-    )
+    _call("ck_loss_slice", problem, buffer=buffer, first=first, rows=rows, first_column=first_column, columns=columns)
 
 
 def _finish(problem: Problem):

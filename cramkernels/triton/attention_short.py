@@ -16,7 +16,13 @@ import triton.language as tl
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.launch import OPTIONS, on_device
 from cramkernels.triton.packed_tiles import (
-    kept, load_rotated, load_tile, row_bounds, segments, store_tile, store_unrotated,
+    kept,
+    load_rotated,
+    load_tile,
+    row_bounds,
+    segments,
+    store_tile,
+    store_unrotated,
 )  # fmt: skip
 
 LONGEST = 128  # sequence that a tile holds
@@ -148,9 +154,7 @@ def _backward_kernel(
             ds = (p * (dp - tl.sum(p * dp, 0)[None, :])).to(q.dtype)
             dk += tl.dot(ds, q)
             dq = tl.dot(tl.trans(ds), k) * scale
-            store_unrotated(
-                dqkv_ptr + corner, place, asked, stride, dq, cos_ptr, sin_ptr, query_position, D, ROPE
-            )
+            store_unrotated(dqkv_ptr + corner, place, asked, stride, dq, cos_ptr, sin_ptr, query_position, D, ROPE)
         if DROPOUT:
             dv *= keep_scale
         store_unrotated(

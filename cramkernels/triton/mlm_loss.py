@@ -56,9 +56,10 @@ def _put_row(
     lse_ptr, stats_ptr, row, total, inside, counted, maximum, exponentials, logits, target, z, smoothing, vocabulary
 ):  # fmt: skip
     """lse and stats of one row or a vector of rows; zero for those that do not count. Returns lse."""
-    lse = maximum + tl.log(exponentials)
-    loss = lse - target
-    loss += smoothing * ((lse - logits / vocabulary) - loss)
+    log_sum = tl.log(exponentials)
+    lse = maximum + log_sum
+    loss = (maximum - target) + log_sum  # lse - target would carry the rounding of a large lse
+    loss += smoothing * (((maximum - logits / vocabulary) + log_sum) - loss)
     tl.store(lse_ptr + row, tl.where(counted, lse, 0.0), inside)
     tl.store(stats_ptr + row, tl.where(counted, loss, 0.0), inside)
     tl.store(stats_ptr + total + row, tl.where(counted, z * lse * lse, 0.0), inside)

@@ -46,7 +46,7 @@ __device__ __forceinline__ RowSums over_quad(RowSums sums) {
 template <typename T>
 __device__ __forceinline__ void loss_tiles(const ck_loss_args &a) {
     extern __shared__ __align__(16) char ring[];
-    __shared__ RowSums halves[2][kTile];
+    RowSums *halves = reinterpret_cast<RowSums *>(ring);  // [2][kTile], at the end: two CTAs then fit sm_86's memory
     const TilePlace at;
     const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
     RowSums sums[4];
@@ -71,12 +71,12 @@ __device__ __forceinline__ void loss_tiles(const ck_loss_args &a) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const RowSums all = over_quad(sums[i]);
-        if (at.lane % 4 == 0) halves[at.warp_column / 64][at.row(i / 2, i % 2)] = all;
+        if (at.lane % 4 == 0) halves[at.warp_column / 64 * kTile + at.row(i / 2, i % 2)] = all;
     }
     __syncthreads();
     const int64_t row = first + threadIdx.x;
     if (threadIdx.x >= kTile || row >= a.total) return;
-    const RowSums all = joined(halves[0][threadIdx.x], halves[1][threadIdx.x]);
+    const RowSums all = joined(halves[threadIdx.x], halves[kTile + threadIdx.x]);
     float *out = a.partials + static_cast<int64_t>(blockIdx.y) * 3 * a.total + row;
     out[0] = all.maximum, out[a.total] = all.exponentials, out[2 * a.total] = all.logits;
 }

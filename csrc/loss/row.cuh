@@ -125,11 +125,11 @@ __device__ __forceinline__ void put_stats(const ck_loss_args &a, int64_t row, fl
 }
 
 __device__ __forceinline__ void put_row(const ck_loss_args &a, int64_t row, RowSums sums, float target) {
-    const float lse = sums.maximum + logf(sums.exponentials);
-    float loss = lse - target;
+    const float log_sum = logf(sums.exponentials);
+    float loss = (sums.maximum - target) + log_sum;  // lse - target would carry the rounding of a large lse
     if (a.smoothing > 0.0f)
-        loss = fmaf(a.smoothing, (lse - sums.logits / a.vocabulary) - loss, loss);
-    put_stats(a, row, lse, loss, target == sums.maximum ? 1.0f : 0.0f);
+        loss = fmaf(a.smoothing, ((sums.maximum - sums.logits / a.vocabulary) + log_sum) - loss, loss);
+    put_stats(a, row, sums.maximum + log_sum, loss, target == sums.maximum ? 1.0f : 0.0f);
 }
 
 }  // namespace ck

@@ -199,7 +199,7 @@ ATTENTION_CASES = [AttentionCase("attention", dtype, **shape) for shape in ATTEN
     for dtype in DTYPES
 ]
 # Beside the above, for kernels: whole tiles, ragged ones, many short sequences, every head dim with a kernel
-KERNEL_ATTENTION_SHAPES: tuple[dict, ...] = (
+SHORT_ATTENTION_SHAPES: tuple[dict, ...] = (
     dict(lengths=(128, 128), heads=2, head_dim=64),
     dict(lengths=(128,), heads=1, head_dim=64, rope=True),
     dict(lengths=(100, 0, 28, 128, 1, 17), heads=2, head_dim=64, rope=True, outside=(3, 5)),
@@ -213,8 +213,8 @@ KERNEL_ATTENTION_SHAPES: tuple[dict, ...] = (
     dict(lengths=(50,), heads=3, head_dim=64, spread=6.0, options=(("scale", -0.3),)),
     dict(lengths=(0, 0), heads=1, head_dim=64, outside=(4, 130)),
 )  # fmt: skip
-KERNEL_ATTENTION_CASES = [
-    AttentionCase("attention", dtype, **shape) for shape in KERNEL_ATTENTION_SHAPES for dtype in (FP16, BF16)
+SHORT_ATTENTION_CASES = [
+    AttentionCase("attention", dtype, **shape) for shape in SHORT_ATTENTION_SHAPES for dtype in (FP16, BF16)
 ]
 ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES]
 
@@ -341,10 +341,17 @@ MLM_LOSS_CASES = (
     ]
 )
 
-# Beside the above, for kernels. Rows of logits: of several pieces a thread, of those that spill into shared memory (16-bit
-# from 98,304 columns, fp32 from 49,152) and of those that do not fit there either (130,560, 65,280)
+# Beside the above, for kernels. Rows of logits: of several pieces a thread, of those that spill into shared memory
+# (16-bit from 98,304 columns, fp32 from 49,152) and of those that do not fit there either (130,560, 65,280)
 EVERY_LOSS_OPTION = (("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0))
-LONG_ROWS = {4099: DTYPES, 20_001: DTYPES, 50_257: (FP32, BF16), 128_256: (FP16, BF16), 131_075: (BF16,), 66_000: (FP32,)}
+LONG_ROWS = {
+    4099: DTYPES,
+    20_001: DTYPES,
+    50_257: (FP32, BF16),
+    128_256: (FP16, BF16),
+    131_075: (BF16,),
+    66_000: (FP32,),
+}
 KERNEL_ROW_LOSS_CASES = [
     LossCase("mlm_loss", dtype, tokens=3, hidden=8, vocabulary=vocabulary, spread=0.7, options=options)
     for vocabulary, dtypes in LONG_ROWS.items()

@@ -6,7 +6,7 @@ import torch
 from cramkernels.attention import attention_with_lse
 from cramkernels.cuda import arguments as arguments_of
 from cramkernels.cuda import attention as cuda_attention
-from tests.cramkernels.cases import BF16, FP16, KERNEL_ATTENTION_CASES, AttentionCase, cumulative
+from tests.cramkernels.cases import BF16, FP16, SHORT_ATTENTION_CASES, AttentionCase, cumulative
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
@@ -21,7 +21,7 @@ def run(case, architecture, proof):
     return executed
 
 
-@pytest.mark.parametrize("case", KERNEL_ATTENTION_CASES, ids=str)
+@pytest.mark.parametrize("case", SHORT_ATTENTION_CASES, ids=str)
 def test_sm_80(case, proof):
     executed = run(case, 80, proof)
     assert {symbol.split("_")[3] for symbol in executed.symbols()} == {"forward", "backward"}
@@ -30,7 +30,7 @@ def test_sm_80(case, proof):
         assert stats.shared_load.bank_conflicts + stats.shared_store.bank_conflicts == 0, symbol
 
 
-@pytest.mark.parametrize("case", [c for c in KERNEL_ATTENTION_CASES if c.dtype == FP16 and c.head_dim <= 64], ids=str)
+@pytest.mark.parametrize("case", [c for c in SHORT_ATTENTION_CASES if c.dtype == FP16 and c.head_dim <= 64], ids=str)
 def test_sm_75(case, proof, monkeypatch):
     monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
     run(case, 75, proof)
@@ -59,7 +59,7 @@ def test_lse(proof):
     torch.testing.assert_close(lse, attention_with_lse(**arguments)[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", KERNEL_ATTENTION_CASES[5:8:2], ids=str)
+@pytest.mark.parametrize("case", SHORT_ATTENTION_CASES[5:8:2], ids=str)
 def test_the_same_bits_twice(case):
     arguments = case.arguments()
     with simulated(80):
@@ -68,7 +68,7 @@ def test_the_same_bits_twice(case):
 
 
 def test_fewer_warps_are_the_same_bits(monkeypatch):
-    case = KERNEL_ATTENTION_CASES[4]
+    case = SHORT_ATTENTION_CASES[4]
     arguments = case.arguments()
     with simulated(80):
         results = ours(case, arguments)
@@ -124,7 +124,7 @@ def test_many_short_sequences():
 
 
 def test_a_strided_or_unaligned_input(proof):
-    case = KERNEL_ATTENTION_CASES[0]
+    case = SHORT_ATTENTION_CASES[0]
     arguments = case.arguments()
     want = ours_of(arguments)
     qkv = arguments["qkv_T3HD"]
