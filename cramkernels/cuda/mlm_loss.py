@@ -8,8 +8,8 @@ from cramkernels import decoder, library
 from cramkernels.cuda.arguments import DTYPES, LOSS, multiprocessors, pointer
 from cramkernels.decoder import Kernels, Problem
 
-TILE = (128, 128)
-CTAS_PER_MULTIPROCESSOR = 2  # of the kernel by tiles, at a time
+TILE = (256, 128)
+CTAS_PER_MULTIPROCESSOR = 1  # of the kernel by tiles, at a time: its registers are all there are
 
 
 def _call(

@@ -16,8 +16,8 @@ from cramkernels.triton.launch import OPTIONS, multiprocessors, on_device
 
 MAX_HELD = 32768  # 32 to a thread
 LONG_BLOCK = 8192
-TILE, DEPTH = (128, 128), 32  # rows and columns of a tile, hidden columns of one step
-PROGRAMS_PER_MULTIPROCESSOR = 2
+TILE, DEPTH = (256, 128), 32  # rows and columns of a tile, hidden columns of one step
+PROGRAMS_PER_MULTIPROCESSOR = 1
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -283,7 +283,7 @@ def _tiles(p: Problem) -> None:
         _tiles_kernel[(triton.cdiv(rows, TILE[0]), splits)](
             p.hidden, p.weight, p.bias, p.labels, partials, targets, rows, vocabulary, width, p.softcap or 0.0,
             BIAS=p.bias is not None, SOFTCAP=p.softcap is not None, ROWS=TILE[0], COLUMNS=TILE[1], DEPTH=DEPTH,
-            num_warps=8, num_stages=3, **OPTIONS,
+            num_warps=16, num_stages=3, **OPTIONS,
         )  # fmt: skip
         _combine_kernel[(triton.cdiv(rows, 128),)](
             partials, targets, p.labels, p.lse, p.stats, rows, splits, vocabulary, p.ignore_index, p.z_loss,
@@ -297,7 +297,7 @@ def _slice(p: Problem, buffer, first: int, rows: int, first_column: int, columns
             buffer, p.hidden, p.weight, p.bias, p.labels, p.share, p.lse, p.hidden.shape[0], first, rows, first_column,
             buffer.shape[1], p.weight.shape[0], p.hidden.shape[1], p.ignore_index, p.z_loss, p.label_smoothing,
             p.softcap or 0.0, BIAS=p.bias is not None, SOFTCAP=p.softcap is not None, ROWS=TILE[0], COLUMNS=TILE[1],
-            DEPTH=DEPTH, num_warps=8, num_stages=3, **OPTIONS,
+            DEPTH=DEPTH, num_warps=16, num_stages=3, **OPTIONS,
         )  # fmt: skip
 
 

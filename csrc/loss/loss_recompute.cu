@@ -1,6 +1,6 @@
 // The loss without logits in memory: hidden times decoder, tile by tile, ends in registers.
 //
-// Forward (ck_loss_tiles): a CTA owns 128 rows and every splits-th tile of the vocabulary, and keeps each row's running
+// Forward (ck_loss_tiles): a CTA owns 256 rows and every splits-th tile of the vocabulary, and keeps each row's running
 // maximum and sums; ck_loss_combine joins the splits in their order. Backward (ck_loss_slice): the tile again, made into
 // its gradient and written as a slice of the vocabulary, [rows, columns] of a bounded buffer, which two GEMMs consume.
 // No atomics: the same bits every time.
@@ -9,7 +9,7 @@
 
 namespace {
 
-using ck::kTile, ck::kTileThreads, ck::RowSums, ck::TilePlace;
+using ck::kTileColumns, ck::kTileRows, ck::kTileThreads, ck::RowSums, ck::TilePlace;
 
 __device__ __forceinline__ RowSums joined(RowSums one, RowSums other) {
     const float maximum = fmaxf(one.maximum, other.maximum);
@@ -46,13 +46,16 @@ __device__ __forceinline__ RowSums over_quad(RowSums sums) {
 template <typename T>
 __device__ __forceinline__ void loss_tiles(const ck_loss_args &a) {
     extern __shared__ __align__(16) char ring[];
-    RowSums *halves = reinterpret_cast<RowSums *>(ring);  // [2][kTile], at the end: two CTAs then fit sm_86's memory
+    // Of each half of the columns; a row's is one thread's until the end. In registers these would spill
+    __shared__ RowSums halves[2][kTileRows];
     const TilePlace at;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
-    RowSums sums[4];
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * kTileRows;
+    RowSums *mine = halves[at.warp_column / 64];
+    if (at.lane % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = {ck::kMinusInfinity, 0.0f, 0.0f};
-    for (int column = blockIdx.y * kTile; column < a.vocabulary; column += a.splits * kTile) {
+        for (int i = 0; i < 4; ++i) mine[at.row(i / 2, i % 2)] = {ck::kMinusInfinity, 0.0f, 0.0f};
+    }
+    for (int column = blockIdx.y * kTileColumns; column < a.vocabulary; column += a.splits * kTileColumns) {
         ck::TileValues d;
         ck::product<T>(a, first, column, ring, at, d);
 #pragma unroll
@@ -60,60 +63,53 @@ __device__ __forceinline__ void loss_tiles(const ck_loss_args &a) {
             const int64_t row = first + at.row(i / 2, i % 2);
             float x[16];
             ck::tile_row<T>(a, d, i / 2, i % 2, column, at, x);
-            sums[i] = joined(sums[i], sums_of(x, a.smoothing > 0.0f));
-            if (row >= a.total) continue;
-            const int target = ck::target_in_tile(ck::label_of(a, row), column, at);
+            const int target = row < a.total ? ck::target_in_tile(ck::label_of(a, row), column, at) : -1;
 #pragma unroll
             for (int c = 0; c < 16; ++c)
                 if (c == target) a.targets[row] = x[c];
+            const RowSums sums = over_quad(sums_of(x, a.smoothing > 0.0f));
+            RowSums &so_far = mine[at.row(i / 2, i % 2)];
+            if (at.lane % 4 == 0) so_far = joined(so_far, sums);
         }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const RowSums all = over_quad(sums[i]);
-        if (at.lane % 4 == 0) halves[at.warp_column / 64 * kTile + at.row(i / 2, i % 2)] = all;
     }
     __syncthreads();
     const int64_t row = first + threadIdx.x;
-    if (threadIdx.x >= kTile || row >= a.total) return;
-    const RowSums all = joined(halves[threadIdx.x], halves[kTile + threadIdx.x]);
+    if (threadIdx.x >= kTileRows || row >= a.total) return;
+    const RowSums all = joined(halves[0][threadIdx.x], halves[1][threadIdx.x]);
     float *out = a.partials + static_cast<int64_t>(blockIdx.y) * 3 * a.total + row;
     out[0] = all.maximum, out[a.total] = all.exponentials, out[2 * a.total] = all.logits;
 }
 
 template <typename T>
 __device__ __forceinline__ void loss_slice(const ck_loss_args &a) {
-    constexpr int kPitch = kTile + 8;  // numbers: rows start in different banks
     extern __shared__ __align__(16) char ring[];
     const TilePlace at;
-    const int64_t first = a.first + static_cast<int64_t>(blockIdx.y) * kTile;
-    const int64_t end = a.first + a.rows;
-    const int column = a.first_column + blockIdx.x * kTile;
+    const int64_t first = a.first + static_cast<int64_t>(blockIdx.y) * kTileRows, end = a.first + a.rows;
+    const int within = blockIdx.x * kTileColumns;  // the slice
     ck::TileValues d;
-    ck::product<T>(a, first, column, ring, at, d);
-    T *staged = reinterpret_cast<T *>(ring);
+    ck::product<T>(a, first, a.first_column + within, ring, at, d);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const int64_t row = first + at.row(i / 2, i % 2);
         float x[16] = {};
         if (row < end && a.labels[row] != a.ignore_index) {
+            const int column = a.first_column + within;
             const float lse = a.lse[row];
             ck::tile_row<T>(a, d, i / 2, i % 2, column, at, x);
             ck::Gradient(a, lse, lse, 1.0f).apply(a, ck::target_in_tile(ck::label_of(a, row), column, at), x);
         }
+        T *out = static_cast<T *>(a.logits) + (row - a.first) * a.stride;
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
-            *reinterpret_cast<uint32_t *>(staged + at.row(i / 2, i % 2) * kPitch + at.column(n)) =
-                ck::pack2<T>(x[2 * n], x[2 * n + 1]);
-    }
-    __syncthreads();
-    // whole pieces of 16 bytes: of the last one, columns beyond the vocabulary are padding of the buffer
-    const int64_t columns = min(kTile, a.columns - static_cast<int>(blockIdx.x) * kTile);
-    for (int id = threadIdx.x; id < kTile * kTile / 8; id += kTileThreads) {
-        const int row = id / (kTile / 8), piece = id % (kTile / 8) * 8;
-        if (first + row >= end || piece >= columns) continue;
-        T *out = static_cast<T *>(a.logits) + (first + row - a.first) * a.stride + blockIdx.x * kTile + piece;
-        *reinterpret_cast<uint4 *>(out) = *reinterpret_cast<const uint4 *>(staged + row * kPitch + piece);
+        for (int group = 0; group < 2; ++group) {  // 32 columns: four fragments become 16 bytes a thread
+            uint32_t words[4];
+#pragma unroll
+            for (int n = 0; n < 4; ++n) words[n] = ck::pack2<T>(x[8 * group + 2 * n], x[8 * group + 2 * n + 1]);
+            ck::transpose_quad(words);
+            const int column = within + at.warp_column + 32 * group + at.lane % 4 * 8;
+            // whole pieces: of the last one, columns beyond the slice are padding of the buffer
+            if (row < end && column < a.columns)
+                *reinterpret_cast<uint4 *>(out + column) = make_uint4(words[0], words[1], words[2], words[3]);
+        }
     }
 }
 
@@ -151,6 +147,14 @@ extern "C" __global__ void __launch_bounds__(256) ck_loss_combine_kernel(const _
 
 namespace {
 
+// The ring's. Behind a launch hook there may be no device: then as on sm_80.
+uint32_t shared_bytes() {
+    int device = 0, major = 8;
+    if (!ck::launch_hook && cudaGetDevice(&device) == cudaSuccess)
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    return (major < 8 ? 2 : 3) * ck::kStageBytes;
+}
+
 int status_of(const ck_loss_args &a) {
     if (a.dtype != CK_F16 && a.dtype != CK_BF16) return CK_BAD_DTYPE;
     return a.vocabulary < 1 || a.width < 1 || a.total < 1 ? CK_BAD_SHAPE : 0;
@@ -161,9 +165,9 @@ int status_of(const ck_loss_args &a) {
 int ck_loss_tiles(const ck_loss_args *args, void *stream) {
     static const ck::Kernel kernels[] = {CK_LOSS_ENTRY(tiles, f16), CK_LOSS_ENTRY(tiles, bf16)};
     if (const int status = status_of(*args)) return status;
-    if (args->splits < 1 || args->splits > ck::divide_up(args->vocabulary, kTile)) return CK_BAD_SHAPE;
-    const dim3 grid(static_cast<unsigned>(ck::divide_up(args->total, kTile)), args->splits);
-    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, ck::kProductBytes);
+    if (args->splits < 1 || args->splits > ck::divide_up(args->vocabulary, kTileColumns)) return CK_BAD_SHAPE;
+    const dim3 grid(static_cast<unsigned>(ck::divide_up(args->total, kTileRows)), args->splits);
+    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes());
 }
 
 int ck_loss_combine(const ck_loss_args *args, void *stream) {
@@ -175,10 +179,10 @@ int ck_loss_combine(const ck_loss_args *args, void *stream) {
 int ck_loss_slice(const ck_loss_args *args, void *stream) {
     static const ck::Kernel kernels[] = {CK_LOSS_ENTRY(slice, f16), CK_LOSS_ENTRY(slice, bf16)};
     if (const int status = status_of(*args)) return status;
-    const int64_t row_tiles = ck::divide_up(args->rows, kTile);
+    const int64_t row_tiles = ck::divide_up(args->rows, kTileRows);
     if (args->rows < 1 || row_tiles > 65535 || args->columns < 1 || args->stride % 8 || args->stride < args->columns ||
         reinterpret_cast<uintptr_t>(args->logits) % 16)
         return CK_BAD_SHAPE;
-    const dim3 grid(static_cast<unsigned>(ck::divide_up(args->columns, kTile)), static_cast<unsigned>(row_tiles));
-    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, ck::kProductBytes);
+    const dim3 grid(static_cast<unsigned>(ck::divide_up(args->columns, kTileColumns)), static_cast<unsigned>(row_tiles));
+    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes());
 }

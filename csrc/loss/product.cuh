@@ -1,8 +1,9 @@
-// A tile of logits in registers: 128 rows of hidden times 128 rows of the decoder, on tensor cores, summed in fp32.
+// A tile of logits in registers: 256 rows of hidden times 128 rows of the decoder, on tensor cores, summed in fp32.
 //
-// 8 warps, 4 along the rows and 2 along the vocabulary, 32 x 64 each. Both operands lie with the hidden dimension
-// innermost, as mma wants them. Pieces of 32 hidden columns go through a ring of three stages of shared memory; the 16-
-// byte chunks of a row are swizzled so that ldmatrix meets every bank once. What is outside is zero.
+// 16 warps, 8 along the rows and 2 along the vocabulary, 32 x 64 each. Both operands lie with the hidden dimension
+// innermost, as mma wants them. Pieces of 32 hidden columns go through a ring of three stages of shared memory (two on
+// sm_75, which has less of it and copies that wait); the 16-byte chunks of a row are swizzled so that ldmatrix meets
+// every bank once. What is outside is zero.
 #pragma once
 
 #include "../common/mma.cuh"
@@ -10,10 +11,14 @@
 
 namespace ck {
 
-constexpr int kTile = 128, kTileThreads = 256;
-constexpr int kDepth = 32, kStages = 3;             // hidden columns of a stage
-constexpr int kStageBytes = 2 * kTile * kDepth * 2;  // both operands
-constexpr int kProductBytes = kStages * kStageBytes;
+constexpr int kTileRows = 256, kTileColumns = 128, kTileThreads = 512;
+constexpr int kDepth = 32;  // hidden columns of a stage
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr int kStages = 3, kCopiesAtOnce = 2;
+#else
+constexpr int kStages = 2, kCopiesAtOnce = 1;  // they pass through registers
+#endif
+constexpr int kRowBytes = 2 * kDepth, kStageBytes = (kTileRows + kTileColumns) * kRowBytes;
 
 // Where a thread's part of the tile is: rows row(m, half), columns column(n) and column(n) + 1.
 struct TilePlace {
@@ -28,7 +33,7 @@ struct TilePlace {
 using TileValues = float[2][8][4];  // [m][n]: (row half 0, columns 0 and 1), (row half 1, columns 0 and 1)
 
 // Byte offset of a chunk of 8 numbers in a stage's operand
-__device__ __forceinline__ int chunk_at(int row, int chunk) { return row * 64 + (chunk ^ (row >> 1 & 3)) * 16; }
+__device__ __forceinline__ int chunk_at(int row, int chunk) { return row * kRowBytes + (chunk ^ (row >> 1 & 3)) * 16; }
 
 // One chunk where rows do not start at multiples of 16 bytes
 template <typename T>
@@ -43,12 +48,12 @@ __device__ __forceinline__ void copy_elements(uint4 *to, const T *from, int coun
     *to = piece;
 }
 
-// 128 rows from `first` of a matrix [rows, width], hidden columns from `depth`
-template <typename T>
+// COUNT rows from `first` of a matrix [rows, width], hidden columns from `depth`
+template <int COUNT, typename T>
 __device__ __forceinline__ void copy_operand(char *to, const T *matrix, int64_t first, int64_t rows, int width, int depth,
                                              bool aligned) {
-#pragma unroll
-    for (int i = 0; i < kTile * 4 / kTileThreads; ++i) {
+#pragma unroll kCopiesAtOnce
+    for (int i = 0; i < COUNT * 4 / kTileThreads; ++i) {
         const int id = i * kTileThreads + threadIdx.x, row = id / 4, chunk = id % 4;
         const int column = depth + 8 * chunk, at = chunk_at(row, chunk);
         const bool inside = first + row < rows && column < width;
@@ -62,7 +67,7 @@ __device__ __forceinline__ void copy_operand(char *to, const T *matrix, int64_t 
 
 template <typename T>
 __device__ __forceinline__ void multiply_stage(const char *stage, const TilePlace &at, TileValues &d) {
-    const char *other = stage + kStageBytes / 2;
+    const char *other = stage + kTileRows * kRowBytes;
     const int matrix = at.lane / 8, inner = at.lane % 8;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -94,8 +99,9 @@ __device__ __forceinline__ void product(const ck_loss_args &a, int64_t row, int 
     const auto fetch = [&](int step) {
         char *stage = ring + step % kStages * kStageBytes;
         if (step < steps) {
-            copy_operand(stage, hidden, row, a.total, a.width, step * kDepth, aligned);
-            copy_operand(stage + kStageBytes / 2, weight, column, a.vocabulary, a.width, step * kDepth, aligned);
+            copy_operand<kTileRows>(stage, hidden, row, a.total, a.width, step * kDepth, aligned);
+            copy_operand<kTileColumns>(stage + kTileRows * kRowBytes, weight, column, a.vocabulary, a.width, step * kDepth,
+                                       aligned);
         }
         commit_copies();  // an empty group at the end keeps the count
     };

@@ -67,8 +67,9 @@ MUTANTS = [
     ("loss/product.cuh", "within % 8 / 2 != at.lane % 4", "false", TILED),
     ("loss/loss_recompute.cu", "offset < 4; offset *= 2", "offset < 2; offset *= 2", TILED),
     ("loss/loss_recompute.cu", "split < a.splits", "split < a.splits - 1", TILED),
-    ("loss/loss_recompute.cu", "    }\n    __syncthreads();\n    // whole pieces", "    }\n    // whole pieces", TILED),
-    ("loss/loss_recompute.cu", "column += a.splits * kTile", "column += 2 * a.splits * kTile", MANY_TILES),
+    ("loss/loss_recompute.cu", "ck::transpose_quad(words);", ";", TILED),
+    ("loss/loss_recompute.cu", "row < end && column", "column", TILED),
+    ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns", MANY_TILES),
 ]  # fmt: skip
 
 
