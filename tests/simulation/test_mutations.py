@@ -66,7 +66,8 @@ MUTANTS = [
     ("loss/loss_recompute.cu", "split < a.splits", "split < a.splits - 1", TILED),
     ("loss/loss_recompute.cu", "ck::transpose_quad(words);", ";", TILED),
     ("loss/loss_recompute.cu", "row < end && column", "column", TILED),
-    ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns", MANY_TILES),
+    ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns",
+     MANY_TILES),
 ]  # fmt: skip
 
 
