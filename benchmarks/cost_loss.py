@@ -74,7 +74,7 @@ class Products(TorchDispatchMode):
 
 @contextmanager
 def _true_products(products: Products) -> Iterator[None]:
-    """Ours multiplies 16-bit matrices into fp32; on a CPU it goes through fp32, and what a GPU would see is counted."""
+    """Ours multiplies 16-bit matrices into fp32 on a GPU, through fp32 on a CPU: count what a GPU would see."""
     original = decoder.multiply
 
     def multiply(a, b, out, add) -> None:

@@ -107,6 +107,13 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
     }
 }
 
+// 2^x by the special function unit; what is below 2^-126 becomes 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));

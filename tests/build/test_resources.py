@@ -33,6 +33,11 @@ def serves_any(kernel: str) -> bool:
     return "any" in kernel.split("_") or kernel in BY_ELEMENT
 
 
+def not_for_sm_75(kernel: str) -> bool:
+    """It has no bf16 for its tensor cores, and no shared memory for wide heads: these are traps there."""
+    return kernel.startswith("ck_attention") and ("bf16" in kernel or kernel.endswith("128"))
+
+
 def check(rows, right) -> None:
     """All rows that are not right, in one message."""
     wrong = [row for row in rows if not right(row)]
@@ -42,8 +47,10 @@ def check(rows, right) -> None:
 def test_every_kernel_on_every_architecture_of_the_build(rows, architectures):
     """No kernel is missing in the report of one architecture."""
     kernels = {row.kernel for row in rows}
-    assert {(row.kernel, row.architecture) for row in rows} == {(k, a) for k in kernels for a in architectures}
-    assert len(rows) == len(kernels) * len(architectures)
+    assert {(row.kernel, row.architecture) for row in rows} == {
+        (k, a) for k in kernels for a in architectures if a != 75 or not not_for_sm_75(k)
+    }
+    assert len(rows) == len({row[:2] for row in rows})
     folder = resources.ROOT / "build" / "native" / "-".join(map(str, architectures))
     defined = sum(path.read_text().count(".visible .entry") for path in folder.glob("*.ptx/*.ptx"))
     assert defined == len(kernels) * len({75 if number < 80 else 80 for number in architectures})

@@ -198,7 +198,77 @@ ATTENTION_CASES = [AttentionCase("attention", dtype, **shape) for shape in ATTEN
     for shape in (RAGGED, DENSE)
     for dtype in DTYPES
 ]
+# Beside the above, for kernels: whole tiles, ragged ones, many short sequences, every head dim with a kernel
+SHORT_ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(128, 128), heads=2, head_dim=64),
+    dict(lengths=(128,), heads=1, head_dim=64, rope=True),
+    dict(lengths=(100, 0, 28, 128, 1, 17), heads=2, head_dim=64, rope=True, outside=(3, 5)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, rope=True, outside=(3, 5), options=(("window", 7),)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, masked=0.3, options=(("dropout_p", 0.2), ("seed", 77))),
+    dict(lengths=(9, 3, 0, 16, 12, 1) * 6, heads=1, head_dim=64, rope=True, masked=0.3,
+         options=(("dropout_p", 0.2), ("seed", 2**40 + 3))),
+    dict(lengths=(1,) * 70, heads=1, head_dim=32, rope=True),
+    dict(lengths=(128, 64), heads=1, head_dim=128, rope=True,
+         options=(("window", 31), ("dropout_p", 0.2), ("seed", 7))),
+    dict(lengths=(50,), heads=3, head_dim=64, spread=6.0, options=(("scale", -0.3),)),
+    dict(lengths=(0, 0), heads=1, head_dim=64, outside=(4, 130)),
+)  # fmt: skip
+SHORT_ATTENTION_CASES = [
+    AttentionCase("attention", dtype, **shape) for shape in SHORT_ATTENTION_SHAPES for dtype in (FP16, BF16)
+]
 ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES]
+
+# Beside the above, for kernels: the head dims that they serve, tiles that are full, shared, cut and left over
+MANY_SHORT = tuple((5 * i * i + 3 * i) % 18 for i in range(25))
+RAGGED_37 = tuple((7 * i * i + 11 * i) % 47 for i in range(36)) + (101,)
+KERNEL_ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(1,), heads=3, head_dim=64),
+    dict(lengths=(128, 128), heads=1, head_dim=32),
+    dict(lengths=(100, 0, 28, 128), heads=2, head_dim=64, outside=(5, 9)),
+    dict(lengths=(60, 128, 3), heads=1, head_dim=128),
+    dict(lengths=MANY_SHORT, heads=1, head_dim=32, outside=(0, 200)),
+    dict(lengths=RAGGED_37, heads=1, head_dim=64),
+    dict(lengths=(90, 38, 64), heads=1, head_dim=64, spread=6.0),
+)
+ALL_OPTIONS = dict(
+    masked=0.4, rope=True, options=(("window", 9), ("scale", 0.2), ("dropout_p", 0.2), ("seed", 2**40 + 3))
+)
+KERNEL_ATTENTION_VARIANTS: tuple[dict, ...] = (
+    dict(rope=True),
+    dict(options=(("window", 0),)),
+    dict(options=(("window", 20),)),
+    dict(masked=0.4),
+    dict(options=(("dropout_p", 0.25), ("seed", 11))),
+    ALL_OPTIONS,
+)
+VARIED = dict(lengths=(40, 0, 70, 9, 127, 1), heads=2, head_dim=64, outside=(2, 3))
+HALF_TILE = dict(lengths=(31, 64, 2, 0, 17, 46), heads=1, head_dim=64, outside=(1, 0))
+# Sequences that no single tile holds
+LONG_ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(129,), heads=2, head_dim=32),
+    dict(lengths=(200, 64, 300), heads=1, head_dim=64, outside=(70, 3)),
+    dict(lengths=(150, 0, 131), heads=1, head_dim=128),
+    dict(lengths=(700,), heads=1, head_dim=64),
+    dict(lengths=(140, 30), heads=1, head_dim=64, spread=6.0),
+)
+LONG_VARIED = dict(lengths=(90, 170, 3), heads=1, head_dim=64, outside=(2, 1))
+KERNEL_ATTENTION_CASES = (
+    [AttentionCase("attention", dtype, **shape) for shape in KERNEL_ATTENTION_SHAPES for dtype in DTYPES]
+    + [AttentionCase("attention", dtype, **VARIED, **v) for v in KERNEL_ATTENTION_VARIANTS for dtype in (FP16, BF16)]
+    + [AttentionCase("attention", dtype, **HALF_TILE, **v) for v in ({}, ALL_OPTIONS) for dtype in DTYPES]
+    + [
+        AttentionCase("attention", BF16, lengths=(100, 28, 0, 3), heads=1, head_dim=width, **ALL_OPTIONS)
+        for width in (32, 128)
+    ]
+)
+LONG_ATTENTION_CASES = [
+    AttentionCase("attention", dtype, **shape) for shape in LONG_ATTENTION_SHAPES for dtype in (FP32, BF16)
+] + [AttentionCase("attention", dtype, **LONG_VARIED, **v) for v in KERNEL_ATTENTION_VARIANTS for dtype in DTYPES]
+KERNEL_ROTARY_CASES = [
+    AttentionCase("rotary", dtype, lengths=(7, 0, 150, 33), heads=3, head_dim=width, outside=(2, 5))
+    for width in (32, 64, 128)
+    for dtype in DTYPES
+]
 
 NORMS = ("layer_norm", "add_layer_norm", "layer_norm_gelu", "gelu_layer_norm")
 NORM_SHAPES = ((0, 32), (1, 32), (7, 33), (5, 768), (2, 3, 1000), (9, 1024))

@@ -27,7 +27,10 @@ from cramkernels.dispatch import simulate_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
-FAMILIES = ("layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu")  # the longest prefix first
+FAMILIES = (
+    "layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu",
+    "attention_short_forward", "attention_short_backward",
+)  # the longest prefix first  # fmt: skip
 FAMILY_FILES = {
     "ck_reduce_partials": "reduce",
     "ck_loss_rows": "loss_rows", "ck_loss_count": "loss_sums", "ck_loss_finish": "loss_sums",

@@ -24,9 +24,12 @@ MUTANTS = [
     ("norm/forward.cuh", "inverse_width, -deviation", "1.0f / 1024, -deviation", RowCase(NORM, BF16, shape=WIDE)),
     ("norm/forward.cuh", "if (L::column(0) == 0) a.mean", "if (row == 0) a.mean", RowCase(NORM, FP32, shape=WIDE)),
     ("norm/backward.cuh", "if constexpr (L::kOneWarp) __syncthreads();", ";", RowCase(NORM, BF16, shape=WIDE)),
-    ("norm/backward.cuh", "            __syncthreads();\n", "", RowCase(NORM, BF16, shape=WIDE)),
-    ("norm/backward.cuh", "turn < L::kRows; ++turn", "turn < L::kRows - 1; ++turn", RowCase(NORM, BF16, shape=WIDE)),
-    ("norm/backward.cuh", "total[c] += sums[v][c];", "total[c] = sums[v][c];", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "__syncthreads();  // what was", "// what was", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "__syncthreads();  // what is", "// what is", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "row < L::kRows; ++row", "row < L::kRows - 1; ++row", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "total += memory[", "total = memory[", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/backward.cuh", "place % 128 / 4 * C", "place % 128 / 4 * 4", RowCase(NORM, BF16, shape=WIDE)),
+    ("norm/layout.cuh", "* gridDim.x + blockIdx.x", "* kRows + blockIdx.x", RowCase(NORM, BF16, shape=WIDE)),
     ("norm/backward.cuh", "parity ^= 1", "parity ^= 0", RowCase(NORM, FP32, shape=(25, 2056))),
     ("norm/backward.cuh", "dx[c] *= slope", "dx[c] += slope", RowCase("gelu_layer_norm", BF16, shape=WIDE)),
     ("norm/backward.cuh", "dx[c] += more[c];", ";", RowCase(ADD, BF16, shape=WIDE)),
@@ -68,6 +71,7 @@ MUTANTS = [
     ("loss/loss_recompute.cu", "row < end && column", "column", TILED),
     ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns",
      MANY_TILES),
+    ("loss/loss_recompute.cu", "so_far = joined(so_far, sums);", "so_far = sums;", MANY_TILES),
 ]  # fmt: skip
 
 

@@ -15,22 +15,29 @@ from tests.simulation.triton import simulated
 pytest.importorskip("triton", reason="triton is not installed")
 launch = importlib.import_module("cramkernels.triton.launch")
 FOLDER = Path(dispatch.__file__).parent / "triton"
-NORM, ADD, SHAPE = "layer_norm", "add_layer_norm", (170, 72)
+NORM, ADD = "layer_norm", "add_layer_norm"
+SHAPE = (600, 72)  # several tiles a program, with the multiprocessors below
 LOSS_ROWS = LossCase("mlm_loss", BF16, tokens=9, masked=21, vocabulary=1003)
 LOSS_SHORT = LossCase("mlm_loss", BF16, tokens=9, masked=21, vocabulary=700)
 LOSS_OPTIONS = LossCase("mlm_loss", FP32, tokens=9, masked=21, vocabulary=1003, options=EVERY_LOSS_OPTION)
 LOSS_LONG = LossCase("mlm_loss", BF16, tokens=3, hidden=8, vocabulary=40_003, spread=0.7)
 LOSS_TILED = LossCase(
-    "mlm_loss", FP16, tokens=9, masked=21, hidden=40, vocabulary=2800, options=(("mode", "recompute"),)
+    "mlm_loss", FP16, tokens=9, masked=21, hidden=40, vocabulary=701, options=(("mode", "recompute"),)
 )
+# Of the reduction's kernel more than one turn; but of LOSS_TILED's 6 tiles of the vocabulary 3 to a program
+MULTIPROCESSORS = {"normalization": 36, "activation": 36, "mlm_loss": 2}
 MUTANTS = [
     ("normalization", "centred = tl.where(inside, x - rough_mean, 0.0)", "centred = x - rough_mean",
      RowCase(NORM, BF16, shape=SHAPE, offset=9.0)),
     ("normalization", "tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), inside)",
      "tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty))", RowCase(NORM, BF16, shape=SHAPE)),
-    ("normalization", "tl.num_programs(0)):\n        offsets = tl.cast(row, tl.int64) * width + columns\n        grad",
-     "2 * tl.num_programs(0)):\n        offsets = tl.cast(row, tl.int64) * width + columns\n        grad",
+    ("normalization", "tl.num_programs(0) * ROWS):", "2 * tl.num_programs(0) * ROWS):",
      RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "tl.arange(0, ROWS) * tl.num_programs(0)", "tl.arange(0, ROWS)",
+     RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "inside = own & (row < rows)", "inside = own", RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "tl.sum(x, 0, keep_dims=True)", "tl.max(x, 0, keep_dims=True)",
+     RowCase(NORM, BF16, shape=(25, 600))),
     ("normalization", "dweight += grad * normal", "dweight = grad * normal", RowCase(NORM, FP32, shape=SHAPE)),
     ("normalization", "first in range(0, programs, ROWS)", "first in range(0, programs, 2 * ROWS)",
      RowCase(NORM, FP32, shape=SHAPE)),
@@ -74,7 +81,7 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
     mutant = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, mutant)
     spec.loader.exec_module(mutant)
-    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", 9)  # programs for more than one turn of the reduction
+    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name])
     arguments = case.arguments()
     expected = plain(case, arguments), exact(case, arguments)
     dispatch._implementation.cache_clear()
