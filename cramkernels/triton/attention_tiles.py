@@ -39,8 +39,39 @@ def segments(cu_ptr, x, first, last, sequences):
 
 
 @triton.jit
+def next_start(cu_ptr, token, tokens, sequences):
+    """Where the first segment begins that begins at ``token`` or later."""
+    start, end, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+    return tl.minimum(tl.where(start == token, start, end), tokens)
+
+
+@triton.jit
+def _last_start(cu_ptr, token, stop, sequences):
+    """Where the segment that holds ``token`` begins, or ``stop`` if that comes first."""
+    start = stop
+    if token < stop:
+        start, _, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+    return start
+
+
+@triton.jit
+def run_of_segments(cu_ptr, begin, stop, sequences, TILE: tl.constexpr):
+    """(origin, end): TILE rows from ``origin`` hold the whole segments in [begin, end), as many as fit.
+
+    The origin is a multiple of four, which dropout likes, unless then not even one segment would fit.
+    """
+    origin = begin // 4 * 4
+    end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+    if end <= begin:
+        origin = begin
+        end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+        end = tl.where(end <= begin, begin + TILE, end)  # only if max_seqlen was wrong: go on all the same
+    return origin, end
+
+
+@triton.jit
 def row_bounds(cu_ptr, row, real, origin, size, sequences, window):
-    """(position, low, high) of the packed rows [origin, origin + size), empty ranges where not ``real`` or outside.
+    """(position, low, high) of the packed rows [origin, origin + size); empty ranges where not ``real`` or outside.
 
     position: within the sequence, 0 where there is none.
     """
@@ -54,33 +85,40 @@ def row_bounds(cu_ptr, row, real, origin, size, sequences, window):
 
 
 @triton.jit
-def join_halves(first, second):
-    """Two [R, D / 2] -> [R, D]."""
-    R: tl.constexpr = first.shape[0]
-    D: tl.constexpr = 2 * first.shape[1]
-    return tl.reshape(tl.permute(tl.join(first, second), (0, 2, 1)), (R, D))
+def seen_range(cu_ptr, low, high, sequences):
+    """(first, last, at least, at most) of the rows with these bounds: the packed tokens [first, last) that they see,
+    all of them inside sequences, and limits on how many of cu are <= one of them."""
+    first = tl.min(tl.where(low < high, low, 0x7FFFFFFF), 0)
+    last = tl.max(high, 0)
+    at_least, at_most = 0, 0
+    if first < last:
+        at_least = count_up_to(cu_ptr, first, 0, sequences + 1)
+        at_most = count_up_to(cu_ptr, last - 1, at_least, sequences + 1)
+    return first, last, at_least, at_most
 
 
 @triton.jit
-def split_halves(x):
-    """[R, D] -> two [R, D / 2]."""
-    R: tl.constexpr = x.shape[0]
-    D: tl.constexpr = x.shape[1]
-    return tl.split(tl.permute(tl.reshape(x, (R, 2, D // 2)), (0, 2, 1)))
+def positions(cu_ptr, token, real, at_least, at_most, sequences, ROPE: tl.constexpr):
+    """Of tokens in a seen range within their sequences; zeros where not ``real`` or not needed."""
+    position = token * 0
+    if ROPE:
+        start, _, _ = segments(cu_ptr, token, at_least, at_most, sequences)
+        position = tl.where(real, token - start, 0)
+    return position
 
 
 @triton.jit
 def load_tile(base_ptr, row, real, stride, D: tl.constexpr):
-    """Rows of one head [R, D]; zeros where not ``real``, whatever memory holds there."""
-    column = tl.arange(0, D)
-    return tl.load(base_ptr + row[:, None] * stride + column[None, :], real[:, None], 0.0)
+    """Packed rows of one head [R, D]; zeros where not ``real``, whatever memory holds there."""
+    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
+    return tl.load(base_ptr + at, real[:, None], 0.0)
 
 
 @triton.jit
 def store_tile(base_ptr, row, real, stride, x, D: tl.constexpr):
     """The counterpart of :func:`load_tile`."""
-    column = tl.arange(0, D)
-    tl.store(base_ptr + row[:, None] * stride + column[None, :], x.to(base_ptr.dtype.element_ty), real[:, None])
+    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
+    tl.store(base_ptr + at, x.to(base_ptr.dtype.element_ty), real[:, None])
 
 
 @triton.jit
@@ -91,31 +129,46 @@ def load_angles(cos_ptr, sin_ptr, position, HALF: tl.constexpr):
 
 
 @triton.jit
-def load_rotated(base_ptr, row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
-    """As :func:`load_tile`, rotated, where there is a rotation, in fp32 and rounded to the type of the tile."""
-    if ROPE:
-        HALF: tl.constexpr = D // 2
-        cos, sin = load_angles(cos_ptr, sin_ptr, position, HALF)
-        first = load_tile(base_ptr, row, real, stride, HALF).to(tl.float32)
-        second = load_tile(base_ptr + HALF, row, real, stride, HALF).to(tl.float32)
-        rotated = join_halves(first * cos - second * sin, second * cos + first * sin)
-        x = rotated.to(base_ptr.dtype.element_ty)
-    else:
-        x = load_tile(base_ptr, row, real, stride, D)
-    return x
+def _either(a, b):
+    return a
 
 
 @triton.jit
-def store_unrotated(base_ptr, row, real, stride, x, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
-    """Store the gradient of what :func:`load_rotated` gave as the gradient of what it loaded."""
+def settled(x):
+    """``x`` as it is, computed and laid out once, then read by each product from shared memory when its turn comes.
+
+    Without this, changes of layout move up to the loads, past any arithmetic: every warp would rotate the whole tile
+    again, and hold it in registers for every product to come. They do not move past a reduction, even of one element.
+    """
+    return tl.reduce(x[None, :, :], 0, _either)
+
+
+@triton.jit
+def load_rotated(base_ptr, row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
+    """Queries or keys. Without rotation the tile, twice; else its halves [R, D / 2], rotated in fp32 and rounded."""
     if ROPE:
-        HALF: tl.constexpr = D // 2
-        cos, sin = load_angles(cos_ptr, sin_ptr, position, HALF)
-        first, second = split_halves(x)
-        store_tile(base_ptr, row, real, stride, first * cos + second * sin, HALF)
-        store_tile(base_ptr + HALF, row, real, stride, second * cos - first * sin, HALF)
+        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
+        x = load_tile(base_ptr, row, real, stride, D // 2).to(tl.float32)
+        y = load_tile(base_ptr + D // 2, row, real, stride, D // 2).to(tl.float32)
+        first = settled((x * cos - y * sin).to(base_ptr.dtype.element_ty))
+        second = settled((y * cos + x * sin).to(base_ptr.dtype.element_ty))
     else:
-        store_tile(base_ptr, row, real, stride, x, D)
+        first = load_tile(base_ptr, row, real, stride, D)
+        second = first
+    return first, second
+
+
+@triton.jit
+def store_unrotated(
+    base_ptr, row, real, stride, first, second, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr
+):
+    """The gradient of what :func:`load_rotated` gave, as the gradient of what it loaded."""
+    if ROPE:
+        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
+        store_tile(base_ptr, row, real, stride, first * cos + second * sin, D // 2)
+        store_tile(base_ptr + D // 2, row, real, stride, second * cos - first * sin, D // 2)
+    else:
+        store_tile(base_ptr, row, real, stride, first, D)
 
 
 @triton.jit
