@@ -16,7 +16,16 @@ import triton.language as tl
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E, NO_WINDOW
 from cramkernels.triton.attention_tiles import (
-    kept, load_rotated, load_tile, next_start, positions, row_bounds, run_of_segments, seen_range, settled, store_tile,
+    kept,
+    load_rotated,
+    load_tile,
+    next_start,
+    positions,
+    row_bounds,
+    run_of_segments,
+    seen_range,
+    settled,
+    store_tile,
     store_unrotated,
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
@@ -208,7 +217,7 @@ def attention_backward(
             grad, qkv, lse, delta, cu_seqlens, cos, sin, key_mask, seed, dqkv,
             tokens, cu_seqlens.shape[0] - 1, heads, NO_WINDOW if window is None else window, scale, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, SLICE=SLICE, CHUNK=CHUNK,
-            WHOLE=whole, PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32",
+            WHOLE=whole, PRECISION="bf16x6" if qkv.dtype == torch.float32 else "tf32",
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
             num_warps=tile // 16, **OPTIONS,
         )  # fmt: skip
