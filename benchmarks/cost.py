@@ -67,7 +67,8 @@ class Row:
             "worst_request_ratio": round(worst.ratio, 4),
             "worst_tensor": worst.name,
             "footprint_ratio": round(counts.footprint(ACTIVATION, STATISTIC) / compulsory, 4),
-            "dram_bytes": counts.footprint(ACTIVATION, STATISTIC, PARAMETER, PARTIAL),
+            # partial sums as they are written: Liger leaves their sum to torch, uncounted
+            "dram_bytes": counts.footprint(ACTIVATION, STATISTIC) + sum(tensor.bytes for tensor in partials),
             "requested_bytes": {
                 kind: sum(tensor.loaded + tensor.stored for tensor in counts.of(kind))
                 for kind in (ACTIVATION, STATISTIC, PARAMETER, PARTIAL)

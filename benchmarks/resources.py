@@ -14,6 +14,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+import cramkernels
+from cramkernels import library
+from cramkernels.cuda import attention
+from cramkernels.dispatch import simulate_backend
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("results") / "resources.json"
 
@@ -55,7 +62,7 @@ LIMITS = {
 
 
 class Row(NamedTuple):
-    """One kernel on one architecture; bytes of shared memory are the statically declared ones."""
+    """One kernel on one architecture; shared memory is what is declared and what its launcher asks for."""
 
     kernel: str
     architecture: int
@@ -70,16 +77,36 @@ class Row(NamedTuple):
 
 
 def measure(nvcc: Path, architectures: list[int], work: Path = ROOT / "build" / "native") -> list[Row]:
-    """The rows of the present sources, by kernel and architecture."""
-    rows = []
+    """The rows of the present sources, by kernel and architecture; none for a kernel that is a trap there."""
+    asked, rows = shared_bytes_asked_for(), []
     for made in native_build.compile_sources(nvcc, architectures, work):
-        entries = {}
+        entries, traps = {}, set()
         for path in made.with_suffix(".ptx").glob("*.ptx"):
             entries.update(read_ptx(path.read_text()))
+            traps |= read_traps(path.read_text())
         for kernel, architecture, *numbers in read_report(made.with_suffix(".ptxas").read_text()):
             virtual = max(number for name, number in entries if name == kernel and number <= architecture)
+            if (kernel, virtual) in traps:
+                continue
+            numbers[1] += asked.get(kernel, 0)
             rows.append(_row(kernel, architecture, numbers, *entries[kernel, virtual]))
     return sorted(rows)
+
+
+def shared_bytes_asked_for() -> dict[str, int]:
+    """Kernel -> bytes of dynamic shared memory, as the launchers of the library tell a launch hook."""
+    asked = {}
+
+    def hook(launch: library.Launch) -> None:
+        asked[launch.symbol.decode()] = launch.shared_bytes
+
+    with library.launch_hook(hook), simulate_backend("cuda"):
+        for dtype in (torch.float16, torch.bfloat16):
+            for head_dim in attention.HEAD_DIMS:
+                qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
+                one = torch.tensor([0, 1], dtype=torch.int32)
+                cramkernels.attention(qkv, one, 1).sum().backward()
+    return asked
 
 
 def _row(kernel: str, architecture: int, numbers: list[int], threads: int, widest: int) -> Row:
@@ -112,6 +139,13 @@ def read_ptx(text: str) -> dict[tuple[str, int], tuple[int, int]]:
         sizes = [int(n) for n in re.search(r"^\.maxntid (\d+)(?:, *(\d+))?(?:, *(\d+))?", body, re.M).groups("1")]
         found[kernel, architecture] = (sizes[0] * sizes[1] * sizes[2], widest_access(body))
     return found
+
+
+def read_traps(text: str) -> set[tuple[str, int]]:
+    """(kernel, virtual architecture) of kernels that only trap: what that architecture cannot do, never launched."""
+    architecture = int(re.search(r"^\.target sm_(\d+)", text, re.M).group(1))
+    bodies = re.findall(r"\.entry (\w+)\(.*?\n\{(.*?)^\}", text, re.M | re.S)
+    return {(kernel, architecture) for kernel, body in bodies if re.search(r"\btrap;", body) and "ld." not in body}
 
 
 def widest_access(body: str) -> int:
@@ -156,7 +190,10 @@ def printed(rows: list[Row]) -> str:
         widest = min(row.widest_access for row in of.values())
         lines.append(
             f"{kernel:42} {threads:7} {shared:6} {spill:5} {stack:5} {widest:6}"
-            + "".join(f"{of[number].registers:5}{of[number].occupancy:5.0%}" for number in architectures)
+            + "".join(
+                f"{of[number].registers:5}{of[number].occupancy:5.0%}" if number in of else f"{'-':>10}"
+                for number in architectures
+            )
         )
     return "\n".join(lines)
 

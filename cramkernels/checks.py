@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 
 ACTIVATION_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# of a parameter, by the dtype of the activations: the same, or fp32 beside 16 bits
+PARAMETER_DTYPES = {dtype: (dtype,) for dtype in ACTIVATION_DTYPES} | {
+    dtype: (dtype, torch.float32) for dtype in (torch.float16, torch.bfloat16)
+}
 APPROXIMATIONS = ("none", "tanh")
 
 
@@ -24,6 +28,10 @@ def check_vector(name: str, x: torch.Tensor | None, size: int, like: torch.Tenso
     """A parameter vector of ``size`` elements: of the dtype of ``like``, or fp32 beside 16-bit activations."""
     if x is None:
         return
+    # the common case in one condition, since every call pays for it; what follows finds the words
+    if isinstance(x, torch.Tensor) and x.shape == (size,) and x.device == like.device:
+        if x.dtype in PARAMETER_DTYPES[like.dtype]:
+            return
     check_tensor(name, x, dims=1, like=like)
     if x.shape[0] != size:
         raise ValueError(f"{name}: got {x.shape[0]} elements, want {size}")
@@ -32,7 +40,7 @@ def check_vector(name: str, x: torch.Tensor | None, size: int, like: torch.Tenso
 
 def check_parameter_dtype(name: str, x: torch.Tensor, like: torch.Tensor) -> None:
     """The dtype of the activations, or float32 beside 16-bit activations."""
-    if x.dtype != like.dtype and not (x.dtype == torch.float32 and like.dtype in (torch.float16, torch.bfloat16)):
+    if x.dtype not in PARAMETER_DTYPES[like.dtype]:
         raise ValueError(f"{name}: got dtype {x.dtype}, want {like.dtype} (or float32 beside 16-bit activations)")
 
 

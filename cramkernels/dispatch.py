@@ -1,7 +1,7 @@
 """Which backend serves an operation: the CUDA library, Triton, or the plain PyTorch reference, and why.
 
 A backend is a subpackage ``cramkernels.<backend>`` with one module per family, in which operation ``op`` is a pair of
-functions ``<op>_forward`` and ``<op>_backward``. A backend that lacks a family's module does not serve that family.
+functions ``<op>_forward`` and ``<op>_backward``. A backend that lacks them does not serve the operation.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -101,8 +102,11 @@ def implementation(op: str, direction: str, x: torch.Tensor) -> Callable:
 @cache
 def _implementation(op: str, direction: str, dtype, device, forced: str | None, simulated: str | None) -> Callable:
     backend = backend_for(op, dtype=dtype, device=device).backend
-    module = importlib.import_module(f"cramkernels.{backend}.{FAMILIES[op]}")
-    return getattr(module, f"{op}_{direction}")
+    return getattr(_module(backend, op), f"{op}_{direction}")
+
+
+def _module(backend: str, op: str) -> ModuleType:
+    return importlib.import_module(f"cramkernels.{backend}.{FAMILIES[op]}")
 
 
 @cache
@@ -122,7 +126,10 @@ def _obstacle(backend: str, op: str, dtype: torch.dtype, device: torch.device) -
         return "float64"
     if not _has_module(backend, FAMILIES[op]):
         return f"this version has no {backend} kernel for it"
-    return importlib.import_module(f"cramkernels.{backend}").obstacle(op, dtype, device)
+    obstacle = importlib.import_module(f"cramkernels.{backend}").obstacle(op, dtype, device)
+    if obstacle is None and not hasattr(_module(backend, op), f"{op}_forward"):
+        return f"this version has no {backend} kernel for it"
+    return obstacle
 
 
 def _check_bf16(dtype: torch.dtype, device: torch.device) -> None:

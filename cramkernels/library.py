@@ -15,7 +15,11 @@ PATH = Path(__file__).with_name("libcramkernels.so")
 SOURCES = Path(__file__).parents[1] / "csrc"  # beside an editable install
 ABI = 1
 MINIMUM_DRIVER = 13000  # as CUDA counts versions: a binary of nvcc 13 needs driver 580 or newer
-ENTRY_POINTS = ("ck_norm_forward", "ck_norm_backward", "ck_norm_reduce", "ck_geglu_forward", "ck_geglu_backward")
+ENTRY_POINTS = (
+    "ck_norm_forward", "ck_norm_backward", "ck_norm_reduce", "ck_geglu_forward", "ck_geglu_backward",
+    "ck_attention_short_forward", "ck_attention_short_backward",
+    "ck_loss_count", "ck_loss_rows", "ck_loss_tiles", "ck_loss_combine", "ck_loss_slice", "ck_loss_finish",
+)  # fmt: skip
 
 _hooks: list[Callable] = []  # the installed launch hook, kept alive
 
@@ -150,15 +154,16 @@ def call(name: str, arguments: bytes, device: torch.device) -> None:
         KernelError: a status that is not 0.
     """
     library = load()
-    if device.type != "cuda":
+    index = device.index  # None for the CPU; much cheaper to ask for than the type
+    if index is None:
         if not _hooks:
             raise RuntimeError(f"{name}: cpu tensors, and no launch hook")
         status = library.calls[name](arguments, None)
-    elif device.index == torch.cuda.current_device():
-        status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
+    elif index == torch.cuda.current_device():
+        status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(index))
     else:
         with torch.cuda.device(device):
-            status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(device.index))
+            status = library.calls[name](arguments, torch._C._cuda_getCurrentRawStream(index))
     if _failures:
         raise _failures.pop()
     if status:

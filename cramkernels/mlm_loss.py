@@ -63,7 +63,7 @@ def mlm_loss(
     _check(hidden_TN, weight_VN, labels_M, positions_M, bias)
     _check_options(z_loss, label_smoothing, softcap, logits_bytes, mode)
     hidden_TN = autocast_cast(hidden_TN)
-    hidden_MN = hidden_TN if positions_M is None else hidden_TN.index_select(0, positions_M)
+    hidden_MN = hidden_TN if positions_M is None else _gather_rows(hidden_TN, positions_M)
     want = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_MN, weight_VN, bias)]
     if grad_scale is not None and not isinstance(grad_scale, torch.Tensor):
         grad_scale = torch.full((), float(grad_scale), device=hidden_MN.device)
@@ -100,6 +100,49 @@ def _check_options(z_loss: float, label_smoothing: float, softcap: float | None,
         raise ValueError(f"logits_bytes: got {logits_bytes}, want a positive number")
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, want 'chunked' or 'recompute'")
+
+
+# Gathering in a kernel of the loss would not pay: it copies M x N numbers, where the logits are M x V. The backward
+# adds rows of equal positions in their order, which index_select's own, by atomics on a GPU, does not.
+
+
+def _gather(x_TN: Tensor, positions_M: Tensor) -> Tensor:
+    return x_TN.index_select(0, positions_M)
+
+
+def _gather_fake(x_TN, positions_M):
+    return x_TN.new_empty(positions_M.shape[0], x_TN.shape[1])
+
+
+def _scatter(grad_MN: Tensor, positions_M: Tensor, rows: int) -> Tensor:
+    zeros_TN = grad_MN.new_zeros(rows, grad_MN.shape[1])
+    if grad_MN.device.type == "cpu":
+        return zeros_TN.index_add_(0, positions_M, grad_MN)
+    return zeros_TN.index_put_((positions_M.long(),), grad_MN, accumulate=True)  # sorts
+
+
+def _scatter_fake(grad_MN, positions_M, rows):
+    return grad_MN.new_empty(rows, grad_MN.shape[1])
+
+
+def _save_positions(ctx, inputs, output):
+    ctx.rows = inputs[0].shape[0]
+    ctx.save_for_backward(inputs[1])
+
+
+def _gather_gradients(ctx, call_backward, grad):
+    return None if grad is None else call_backward(grad, ctx.saved_tensors[0], ctx.rows), None
+
+
+_gather_rows = make_operator(
+    "gather_rows",
+    forward=_gather,
+    forward_fake=_gather_fake,
+    backward=_scatter,
+    backward_fake=_scatter_fake,
+    save=_save_positions,
+    gradients=_gather_gradients,
+)
 
 
 def _forward(

@@ -84,12 +84,13 @@ def gelu_layer_norm(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
     check_tensor("x", x)
-    if x.dim() < 1 or x.shape[-1] == 0:
+    width = x.shape[-1] if x.dim() else 0
+    if width == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, want at least one element in the last dimension")
     if not isinstance(weight, torch.Tensor):
         raise ValueError(f"weight: got {type(weight).__name__}, want a tensor")
-    check_vector("weight", weight, x.shape[-1], x)
-    check_vector("bias", bias, x.shape[-1], x)
+    check_vector("weight", weight, width, x)
+    check_vector("bias", bias, width, x)
     if not eps >= 0:
         raise ValueError(f"eps: got {eps}, want a number >= 0")
 

@@ -55,7 +55,7 @@ def make_operator(
     class EagerFunction(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            with _without_autocast(inputs[0].device.type):
+            with _without_autocast(inputs[0].device):
                 outputs = forward(*inputs)
             setup_context(ctx, inputs, outputs)
             return outputs
@@ -64,8 +64,8 @@ def make_operator(
         def backward(ctx: Any, *grads: Any) -> tuple:
             if torch.is_grad_enabled():  # create_graph=True
                 raise RuntimeError(f"cramkernels.{name} has no second derivative; leave out create_graph=True")
-            device_type = next((grad.device.type for grad in grads if grad is not None), "cpu")
-            with _without_autocast(device_type):
+            device = next((grad.device for grad in grads if grad is not None), torch.device("cpu"))
+            with _without_autocast(device):
                 return gradients(ctx, backward, *grads)
 
     EagerFunction.__name__ = EagerFunction.__qualname__ = f"{name}_eager"
@@ -75,7 +75,7 @@ def make_operator(
             return forward_op(*inputs)
         if torch.is_grad_enabled():
             return EagerFunction.apply(*inputs)
-        with _without_autocast(inputs[0].device.type):
+        with _without_autocast(inputs[0].device):
             return forward(*inputs)
 
     return call
@@ -98,11 +98,15 @@ def _unshared(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_own_outputs
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager:
+_NOTHING = nullcontext()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
     """An operation fixes its own formats: autocast must not reach inside."""
-    if _is_autocast_on(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    # first whether it is on at all: to ask for one device takes ten times as long
+    if torch._C._is_any_autocast_enabled() and _is_autocast_on(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return _NOTHING
 
 
 def _is_autocast_on(device_type: str) -> bool:

@@ -49,6 +49,49 @@ struct ck_reduce_args {
     int32_t count, ctas, width, dtype;
 };
 
+// Attention over packed sequences: qkv [tokens, 3, heads, head_dim], contiguous and aligned to 16 bytes, out
+// [tokens, heads, head_dim], lse [heads, tokens]; sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1].
+// cos, sin [.., head_dim / 2] rotate queries and keys, null: no rotation. key_mask [tokens]: keys that may be seen, null:
+// all. window: -1 for none. The short kernels are for sequences of at most 128 tokens; the forward takes `warps` a CTA,
+// up to 8. The backward reads qkv, grad and lse.
+struct ck_attention_args {
+    const void *qkv, *grad;
+    const float *cos, *sin;
+    const int32_t *cu_seqlens;
+    const uint8_t *key_mask;
+    const int64_t *seed;
+    void *out, *dqkv;
+    float *lse;
+    int64_t tokens;
+    int32_t sequences, heads, head_dim, dtype, window, warps;
+    float scale, keep_scale;
+    uint32_t drop_threshold, padding;
+};
+
+// The masked-LM loss of rows [M] over a vocabulary [V]; statistics in fp32, for a mean over `*num_tokens` rows.
+//
+// ck_loss_count   labels, grad_scale -> num_tokens, share = grad_scale / num_tokens (0 where there are no tokens)
+// ck_loss_rows    logits [rows, stride] of rows first .. first + rows - 1 -> lse, stats; with `write` logits become
+//                 their gradient times share
+// ck_loss_tiles   hidden [M, width] x weight [V, width] -> partials, targets: logits in registers alone; fp16, bf16
+// ck_loss_combine partials, targets -> lse, stats
+// ck_loss_slice   hidden, weight, lse -> logits [rows, stride]: the gradient times share of columns
+//                 first_column .. first_column + columns - 1; fp16, bf16
+// ck_loss_finish  stats -> loss, z_loss, num_correct
+struct ck_loss_args {
+    void *logits;
+    const void *hidden, *weight, *bias;
+    const int64_t *labels;
+    const float *grad_scale;
+    float *share, *lse, *stats;    // lse [M]; stats [3][M]: loss, z term, hit
+    float *partials, *targets;     // partials [splits][3][M]: maximum, sum of exponentials, sum; targets [M]
+    float *loss, *z_loss;
+    int64_t *num_tokens, *num_correct;
+    int64_t total, rows, first, stride, ignore_index;  // total: M
+    int32_t vocabulary, width, first_column, columns, dtype, bias_dtype, splits, write;
+    float z, smoothing, softcap, unused;  // softcap: 0 for none
+};
+
 // A launch as the hook sees it.
 struct ck_launch {
     const char *symbol;
@@ -69,3 +112,11 @@ CK_API int ck_norm_backward(const ck_norm_args *args, void *stream);
 CK_API int ck_norm_reduce(const ck_reduce_args *args, void *stream);
 CK_API int ck_geglu_forward(const ck_geglu_args *args, void *stream);
 CK_API int ck_geglu_backward(const ck_geglu_args *args, void *stream);
+CK_API int ck_attention_short_forward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_short_backward(const ck_attention_args *args, void *stream);
+CK_API int ck_loss_count(const ck_loss_args *args, void *stream);
+CK_API int ck_loss_rows(const ck_loss_args *args, void *stream);
+CK_API int ck_loss_tiles(const ck_loss_args *args, void *stream);
+CK_API int ck_loss_combine(const ck_loss_args *args, void *stream);
+CK_API int ck_loss_slice(const ck_loss_args *args, void *stream);
+CK_API int ck_loss_finish(const ck_loss_args *args, void *stream);

@@ -19,8 +19,6 @@ from cramkernels.reference.philox import keep_threshold
 
 MAX_WIDTH = 8192  # longer rows go to the reference
 FORWARD_CTAS = 4  # of a multiprocessor: more would load the parameters more often
-# Those that a multiprocessor holds at a time (benchmarks/results/resources.json), so that all rows are done in one wave
-BACKWARD_CTAS, BACKWARD_CTAS_GELU_FIRST = 3, 2
 
 
 def layer_norm_forward(x, weight, bias, eps: float):
@@ -109,7 +107,7 @@ def _forward(
     y = torch.empty_like(x)
     device = x.device
     mean = torch.empty(rows, dtype=torch.float32, device=device)
-    rstd = torch.empty(rows, dtype=torch.float32, device=device)
+    rstd = torch.empty_like(mean)
     if rows == 0:
         return y, mean, rstd
     weight, bias, linear_bias = _of_one_dtype(weight, bias, linear_bias)
@@ -137,7 +135,7 @@ def _backward(
     parameters = [p for p in (weight, bias, linear_bias) if p is not None]
     if rows == 0:
         return dx, *(torch.empty(0) if p is None else torch.zeros_like(p) for p in (weight, bias, linear_bias))
-    ctas = partial_rows(op, rows, width, len(parameters), x.device)
+    ctas = partial_rows(rows, width, len(parameters), x.device)
     partials = torch.empty(len(parameters), ctas, width, dtype=torch.float32, device=x.device)
     weight_, bias_, linear_bias_ = _of_one_dtype(weight, bias, linear_bias)
     arguments = NORM.pack(
@@ -153,13 +151,11 @@ def _backward(
     return dx, *(torch.empty(0) if p is None else next(gradients).to(p.dtype) for p in (weight, bias, linear_bias))
 
 
-def partial_rows(op: str, rows: int, width: int, parameters: int, device: torch.device) -> int:
-    """CTAs of a backward: as many as the device holds, no more than there are rows, or room for partial rows."""
-    rows_at_once, resident = (4, BACKWARD_CTAS) if width <= 1024 else (1, 1)
-    if op == "gelu_layer_norm":
-        resident = min(resident, BACKWARD_CTAS_GELU_FIRST)
+def partial_rows(rows: int, width: int, parameters: int, device: torch.device) -> int:
+    """CTAs of a backward: one fills a multiprocessor; no more than there are rows for, or room for partial rows."""
+    rows_of_cta = 4 if width <= 1024 else 1  # at least: with fewer the partial rows would cost as much as the rows
     room = PARTIAL_BYTES // (4 * width * parameters)
-    return max(1, min(resident * multiprocessors(device), -(-rows // rows_at_once), room))
+    return max(1, min(multiprocessors(device), -(-rows // rows_of_cta), room))
 
 
 def reduce_partials(partials: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:

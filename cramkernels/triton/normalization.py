@@ -1,5 +1,8 @@
 """LayerNorm and its fusions in Triton. A program walks over rows, each held whole in registers.
 
+The backward takes rows in tiles [CHUNKS, ROWS, CHUNK], a row being CHUNKS x CHUNK columns: where a chunk is what a warp
+loads at a time, Triton gives each warp rows of its own, and sums over a row stay within it.
+
 As in csrc/norm: one read of each input and one write of each output, parameters loaded once a program, two floats saved
 a row, GELU computed again in the backward, parameter gradients as one partial row a program, summed in a fixed order.
 """
@@ -22,13 +25,13 @@ LAYER_NORM, ADD_LAYER_NORM, LAYER_NORM_GELU, GELU_LAYER_NORM = (tl.constexpr(n) 
 
 
 @triton.jit
-def _keep_factors(seed, row, threshold, keep_scale, BLOCK: tl.constexpr):
-    """keep_scale or 0 for each column of a row: Philox words as in cramkernels/reference/philox.py, stream 1."""
-    counter = tl.arange(0, BLOCK // 4).to(tl.uint32)
-    zeros = counter * 0
+def _keep_factors(seed, row, fours, threshold, keep_scale):
+    """keep_scale or 0 for columns [4 * fours, + 4): Philox words as in cramkernels/reference/philox.py, stream 1."""
+    row = tl.cast(row, tl.uint32)
+    zeros = (fours.to(tl.uint32) + row) * 0
     key = seed.to(tl.uint64)
     w0, w1, w2, w3 = philox_impl(
-        counter, zeros + tl.cast(row, tl.uint32), zeros, zeros + 1,
+        zeros + fours.to(tl.uint32), zeros + row, zeros, zeros + 1,
         (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32), 10,
     )  # fmt: skip
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
@@ -54,7 +57,7 @@ def _forward_kernel(
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
         if OP == ADD_LAYER_NORM:
             if DROPOUT:
-                x *= _keep_factors(tl.load(seed_ptr), row, threshold, keep_scale, BLOCK)
+                x *= _keep_factors(tl.load(seed_ptr), row, tl.arange(0, BLOCK // 4), threshold, keep_scale)
             stored = (x + tl.load(residual_ptr + offsets, inside, 0.0).to(tl.float32)).to(
                 new_residual_ptr.dtype.element_ty
             )
@@ -85,27 +88,35 @@ def _backward_kernel(
     grad_ptr, grad_residual_ptr, x_ptr, weight_ptr, bias_ptr, linear_bias_ptr, seed_ptr, mean_ptr, rstd_ptr,
     dx_ptr, dresidual_ptr, partials_ptr, rows, width, threshold, keep_scale,
     OP: tl.constexpr, BIAS: tl.constexpr, LINEAR_BIAS: tl.constexpr, TANH: tl.constexpr, DROPOUT: tl.constexpr,
-    GRAD_RESIDUAL: tl.constexpr, DRESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    GRAD_RESIDUAL: tl.constexpr, DRESIDUAL: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    weight = tl.load(weight_ptr + columns, inside, 0.0).to(tl.float32)
+    chunks = tl.arange(0, CHUNKS)[:, None] * CHUNK
+    columns_of_sums = chunks + tl.arange(0, CHUNK)[None, :]
+    columns = columns_of_sums[:, None, :]
+    fours = (chunks // 4 + tl.arange(0, CHUNK // 4)[None, :])[:, None, :]
+    own = columns < width
+    weight = tl.load(weight_ptr + columns, own, 0.0).to(tl.float32)
     if LINEAR_BIAS:
-        linear_bias = tl.load(linear_bias_ptr + columns, inside, 0.0).to(tl.float32)
+        linear_bias = tl.load(linear_bias_ptr + columns, own, 0.0).to(tl.float32)
     if BIAS and OP == LAYER_NORM_GELU:
-        bias = tl.load(bias_ptr + columns, inside, 0.0).to(tl.float32)
-    dweight = tl.zeros([BLOCK], tl.float32)
-    dbias = tl.zeros([BLOCK], tl.float32)
-    dlinear_bias = tl.zeros([BLOCK], tl.float32)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        bias = tl.load(bias_ptr + columns, own, 0.0).to(tl.float32)
+    dweight = tl.zeros([CHUNKS, ROWS, CHUNK], tl.float32)
+    dbias = tl.zeros([CHUNKS, ROWS, CHUNK], tl.float32)
+    dlinear_bias = tl.zeros([CHUNKS, ROWS, CHUNK], tl.float32)
+    # rows are dealt out to the programs one by one, so that each has as many as the others
+    for first in range(tl.program_id(0), rows, tl.num_programs(0) * ROWS):
+        row = (first + tl.arange(0, ROWS) * tl.num_programs(0))[None, :, None]
+        inside = own & (row < rows)
         offsets = tl.cast(row, tl.int64) * width + columns
         grad = tl.load(grad_ptr + offsets, inside, 0.0).to(tl.float32)
         x = tl.load(x_ptr + offsets, inside, 0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + row, row < rows, 0.0)
+        rstd = tl.load(rstd_ptr + row, row < rows, 0.0)
         if OP == GELU_LAYER_NORM:
             if LINEAR_BIAS:
                 x += linear_bias
             x, slope = gelu(x, TANH)
-        normal = (x - tl.load(mean_ptr + row)) * tl.load(rstd_ptr + row)
+        normal = (x - mean) * rstd
         if OP == LAYER_NORM_GELU:
             scaled = normal * weight
             if BIAS:
@@ -115,7 +126,8 @@ def _backward_kernel(
         dweight += grad * normal
         dbias += grad
         gw = grad * weight
-        dx = tl.load(rstd_ptr + row) * (gw - tl.sum(gw, 0) / width - normal * (tl.sum(gw * normal, 0) / width))
+        scale, shift = _row_sums(gw * normal) * (-rstd / width), _row_sums(gw) * (-rstd / width)
+        dx = gw * rstd + (normal * scale + shift)  # two multiply-adds
         if OP == GELU_LAYER_NORM:
             dx *= slope
             dlinear_bias += tl.where(inside, dx, 0.0)
@@ -125,16 +137,22 @@ def _backward_kernel(
             if DRESIDUAL:
                 tl.store(dresidual_ptr + offsets, dx.to(dresidual_ptr.dtype.element_ty), inside)
             if DROPOUT:
-                dx *= _keep_factors(tl.load(seed_ptr), row, threshold, keep_scale, BLOCK)
+                dx *= _keep_factors(tl.load(seed_ptr), row, fours, threshold, keep_scale)
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), inside)
     plane = tl.num_programs(0).to(tl.int64) * width
-    out = partials_ptr + tl.program_id(0).to(tl.int64) * width + columns
-    tl.store(out, dweight, inside)
+    out = partials_ptr + tl.program_id(0).to(tl.int64) * width + columns_of_sums
+    tl.store(out, tl.sum(dweight, 1), columns_of_sums < width)
     if BIAS:
         out += plane
-        tl.store(out, dbias, inside)
+        tl.store(out, tl.sum(dbias, 1), columns_of_sums < width)
     if LINEAR_BIAS:
-        tl.store(out + plane, dlinear_bias, inside)
+        tl.store(out + plane, tl.sum(dlinear_bias, 1), columns_of_sums < width)
+
+
+@triton.jit
+def _row_sums(x):
+    """[CHUNKS, ROWS, CHUNK] -> [1, ROWS, 1]: the chunks first, which lie in one thread."""
+    return tl.sum(tl.sum(x, 0, keep_dims=True), 2, keep_dims=True)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -256,16 +274,17 @@ def _backward(
     if rows == 0:
         return dx, *(torch.empty(0) if p is None else torch.zeros_like(p) for p in parameters)
     room = PARTIAL_BYTES // (4 * width * len(present))
-    programs = max(1, min(rows, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x.device), room))
+    chunks, rows_at_once, chunk, warps, resident = _tile(op, width, x.element_size())
+    few = -(-rows // min(rows_at_once, 4))  # a partial row for fewer rows would cost as much as the rows
+    programs = max(1, min(few, resident * multiprocessors(x.device), room))
     partials = torch.empty(len(present), programs, width, dtype=torch.float32, device=x.device)
-    block = _block(width)
     with on_device(x):
         _backward_kernel[(programs,)](
             grad, grad_residual, x, weight, bias, linear_bias, seed, mean, rstd, dx, dresidual, partials,
             rows, width, keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p),
             OP=op, BIAS=bias is not None, LINEAR_BIAS=linear_bias is not None, TANH=approximate == "tanh",
             DROPOUT=dropout_p > 0.0, GRAD_RESIDUAL=grad_residual is not None, DRESIDUAL=dresidual is not None,
-            BLOCK=block, num_warps=_warps(block), **OPTIONS,
+            CHUNKS=chunks, ROWS=rows_at_once, CHUNK=chunk, num_warps=warps, **OPTIONS,
         )  # fmt: skip
         gradients = iter(reduce_partials(partials, torch.float32))
     return dx, *(torch.empty(0) if p is None else next(gradients).to(p.dtype) for p in parameters)
@@ -288,3 +307,16 @@ def _block(width: int) -> int:
 def _warps(block: int) -> int:
     """Sixteen elements a thread, at most 16 warps: fewer would spend as much on sums over threads as on arithmetic."""
     return min(16, max(1, block // 512))
+
+
+def _tile(op: int, width: int, itemsize: int) -> tuple[int, int, int, int, int]:
+    """Of a backward: chunks, rows, columns of a chunk, warps, programs of a multiprocessor.
+
+    One program fills a multiprocessor, so that there are as few partial rows as there can be. With a GELU there is more
+    to hold: two warps share a row, else registers would spill.
+    """
+    block = _block(width)
+    if block > 1024:
+        return 1, 1, block, _warps(block), PROGRAMS_PER_MULTIPROCESSOR
+    chunk = min(block, 32 * 16 // itemsize)  # 16 bytes a lane
+    return block // chunk, 4 if op in (LAYER_NORM_GELU, GELU_LAYER_NORM) else 8, chunk, 8, 1

@@ -89,6 +89,32 @@ __device__ __forceinline__ void store(T *p, const float (&in)[COUNT]) {
     }
 }
 
+// A warp's COUNT floats a lane in shared memory. Four neighbours of each lane lie together, those of the next lane beside
+// them, so that the 16-byte accesses of a warp meet no bank twice in a phase.
+template <int COUNT>
+__device__ __forceinline__ void put_shared(float *memory, int lane, const float (&in)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        memory[lane] = in[0];
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4)
+            *reinterpret_cast<float4 *>(memory + i * 32 + lane * 4) = make_float4(in[i], in[i + 1], in[i + 2], in[i + 3]);
+    }
+}
+
+template <int COUNT>
+__device__ __forceinline__ void get_shared(const float *memory, int lane, float (&out)[COUNT]) {
+    if constexpr (COUNT == 1) {
+        out[0] = memory[lane];
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i += 4) {
+            const float4 four = *reinterpret_cast<const float4 *>(memory + i * 32 + lane * 4);
+            out[i] = four.x, out[i + 1] = four.y, out[i + 2] = four.z, out[i + 3] = four.w;
+        }
+    }
+}
+
 // A parameter vector is of the activations' type T or fp32: a branch that is the same for the whole launch.
 template <typename T, int COUNT>
 __device__ __forceinline__ void load_parameter(const void *p, int dtype, int column, float (&out)[COUNT]) {

@@ -87,13 +87,13 @@ __device__ __forceinline__ void geglu_backward(const ck_geglu_args &a) {
         __syncthreads();
         if (threadIdx.y != turn || !inside) continue;
         float linear[COUNT] = {}, gated[COUNT] = {};
-        const int slot = threadIdx.x * COUNT;
-        if (turn > 0) ck::load(sums[0] + slot, linear), ck::load(sums[1] + slot, gated);
+        if (turn > 0) ck::get_shared(sums[0], threadIdx.x, linear), ck::get_shared(sums[1], threadIdx.x, gated);
 #pragma unroll
         for (int c = 0; c < COUNT; ++c) linear[c] += dlinear_sum[c], gated[c] += dgated_sum[c];
-        const bool last = turn + 1 == kRows;
-        ck::store(last ? out + at.linear : sums[0] + slot, linear);
-        ck::store(last ? out + at.gated : sums[1] + slot, gated);
+        if (turn + 1 < kRows)
+            ck::put_shared(sums[0], threadIdx.x, linear), ck::put_shared(sums[1], threadIdx.x, gated);
+        else
+            ck::store(out + at.linear, linear), ck::store(out + at.gated, gated);
     }
 }
 

@@ -15,28 +15,34 @@
 
 namespace ck {
 
-// Sums the four warps' registers in their order and writes them, or writes them as they are where threads own columns.
+// Where a warp owns a row, one CTA takes all the registers of a multiprocessor: the fewest partial rows that keep every
+// multiprocessor busy. With 12 warps a thread has 168 registers, with 8 it has 255.
+template <typename T, typename R, int OP, int CAPACITY>
+inline constexpr bool kManyRegisters = OP == CK_GELU_LAYER_NORM || (sizeof(R) > sizeof(T) && CAPACITY > 768);
+template <typename T, typename R, int OP, int CAPACITY>
+using BackwardLayout = Layout<T, CAPACITY, kManyRegisters<T, R, OP, CAPACITY> ? 8 : 12>;
+
+// Sums the warps' registers in their order and writes them, or writes them as they are where threads own columns.
 template <typename L>
 __device__ __forceinline__ void write_partial(const float (&sums)[L::kVectors][L::kCount], float *memory, float *out,
                                               int width) {
     constexpr int V = L::kVectors, C = L::kCount;
     if constexpr (L::kOneWarp) {
+        constexpr int kPiece = 32 * C;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = threadIdx.x;
+        const int column_of_place = place % 128 / 4 * C + place / 128 * 4 + place % 4;  // see put_shared
+        static_assert(kPiece <= L::kThreads);
 #pragma unroll
-        for (int turn = 0; turn < L::kRows; ++turn) {
-            __syncthreads();
-            if (threadIdx.x / 32 != turn) continue;
+        for (int v = 0; v < V; ++v) {
+            __syncthreads();  // what was here has been read
+            put_shared(memory + warp * kPiece, lane, sums[v]);
+            __syncthreads();  // what is here has been written
+            const int column = v * kPiece + column_of_place;
+            if (place >= kPiece || column >= width) continue;
+            float total = 0.0f;
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
-                if (L::column(v) >= width) continue;
-                float total[C] = {};
-                if (turn > 0) Shelf<L>::get(memory, v, threadIdx.x % 32, total);
-#pragma unroll
-                for (int c = 0; c < C; ++c) total[c] += sums[v][c];
-                if (turn + 1 < L::kRows)
-                    Shelf<L>::put(memory, v, threadIdx.x % 32, total);
-                else
-                    store(out + L::column(v), total);
-            }
+            for (int row = 0; row < L::kRows; ++row) total += memory[row * kPiece + place];
+            out[column] = total;
         }
     } else {
 #pragma unroll
@@ -47,11 +53,12 @@ __device__ __forceinline__ void write_partial(const float (&sums)[L::kVectors][L
 
 template <typename T, typename R, int OP, int CAPACITY>
 __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
-    using L = Layout<T, CAPACITY>;
+    using L = BackwardLayout<T, R, OP, CAPACITY>;
     constexpr int V = L::kVectors, C = L::kCount;
     constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM, kGeluLast = OP == CK_LAYER_NORM_GELU;
     __shared__ float slots[2][2][L::kWarps];
-    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][Shelf<L>::kSize];
+    __shared__ __align__(16) float memory[1 + (kGeluFirst || kGeluLast)][L::kShared];
+    __shared__ __align__(16) float sums_of_warps[L::kOneWarp ? L::kRows * 32 * C : 1];
     // The GELU's slopes wait here for the row's sums, each thread's own, where registers would not hold them
     __shared__ __align__(16) float slopes[kGeluFirst && !L::kOneWarp ? L::kCapacity : 1];
     const int width = a.width;
@@ -147,10 +154,10 @@ __device__ __forceinline__ void norm_backward(const ck_norm_args &a) {
 
     const int64_t plane = static_cast<int64_t>(gridDim.x) * width;  // of one parameter
     float *out = a.partials + static_cast<int64_t>(blockIdx.x) * width;
-    write_partial<L>(dweight, memory[0], out, width);
-    if (a.bias) write_partial<L>(dbias, memory[0], out += plane, width);
+    write_partial<L>(dweight, sums_of_warps, out, width);
+    if (a.bias) write_partial<L>(dbias, sums_of_warps, out += plane, width);
     if constexpr (kGeluFirst)
-        if (a.linear_bias) write_partial<L>(dlinear, memory[0], out + plane, width);
+        if (a.linear_bias) write_partial<L>(dlinear, sums_of_warps, out + plane, width);
 }
 
 }  // namespace ck

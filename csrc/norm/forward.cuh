@@ -21,7 +21,7 @@ __device__ __forceinline__ void norm_forward(const ck_norm_args &a) {
     const float inverse_width = 1.0f / width;
 
     constexpr bool kGeluFirst = OP == CK_GELU_LAYER_NORM;
-    __shared__ __align__(16) float memory[2 + kGeluFirst][Shelf<L>::kSize];
+    __shared__ __align__(16) float memory[2 + kGeluFirst][L::kShared];
     Parameter<T, L, C != 1> weight, bias, linear_bias;
     weight.fetch(a.weight, a.parameter_dtype, width, memory[0]);
     bias.fetch(a.bias, a.parameter_dtype, width, memory[1]);

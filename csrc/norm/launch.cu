@@ -45,14 +45,14 @@ int choose(const ck_norm_args &a, const ck::NormKernel **chosen) {
 int ck_norm_forward(const ck_norm_args *args, void *stream) {
     const ck::NormKernel *kernel = nullptr;
     if (const int status = choose(*args, &kernel)) return status;
-    const int64_t wanted = ck::divide_up(args->rows, kernel->rows);
+    const int64_t wanted = ck::divide_up(args->rows, kernel->forward_rows);
     const dim3 grid(static_cast<unsigned>(wanted < args->ctas ? wanted : args->ctas));
-    return ck::launch(kernel->forward, grid, dim3(kernel->threads), *args, stream);
+    return ck::launch(kernel->forward, grid, dim3(kernel->forward_threads), *args, stream);
 }
 
 // The grid is `ctas` exactly: the caller has made room for as many partial rows.
 int ck_norm_backward(const ck_norm_args *args, void *stream) {
     const ck::NormKernel *kernel = nullptr;
     if (const int status = choose(*args, &kernel)) return status;
-    return ck::launch(kernel->backward, dim3(args->ctas), dim3(kernel->threads), *args, stream);
+    return ck::launch(kernel->backward, dim3(args->ctas), dim3(kernel->backward_threads), *args, stream);
 }

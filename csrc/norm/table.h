@@ -8,7 +8,7 @@ namespace ck {
 struct NormKernel {
     int dtype, residual_dtype, capacity;  // capacity: longest row, 0 for the kernel that serves any
     Kernel forward, backward;
-    int threads, rows;  // rows: of a CTA at a time
+    int forward_threads, forward_rows, backward_threads;  // of a CTA; rows at a time
 };
 
 struct NormTable {

@@ -198,6 +198,24 @@ ATTENTION_CASES = [AttentionCase("attention", dtype, **shape) for shape in ATTEN
     for shape in (RAGGED, DENSE)
     for dtype in DTYPES
 ]
+# Beside the above, for kernels: whole tiles, ragged ones, many short sequences, every head dim with a kernel
+SHORT_ATTENTION_SHAPES: tuple[dict, ...] = (
+    dict(lengths=(128, 128), heads=2, head_dim=64),
+    dict(lengths=(128,), heads=1, head_dim=64, rope=True),
+    dict(lengths=(100, 0, 28, 128, 1, 17), heads=2, head_dim=64, rope=True, outside=(3, 5)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, rope=True, outside=(3, 5), options=(("window", 7),)),
+    dict(lengths=(37, 5, 60, 90), heads=1, head_dim=32, masked=0.3, options=(("dropout_p", 0.2), ("seed", 77))),
+    dict(lengths=(9, 3, 0, 16, 12, 1) * 6, heads=1, head_dim=64, rope=True, masked=0.3,
+         options=(("dropout_p", 0.2), ("seed", 2**40 + 3))),
+    dict(lengths=(1,) * 70, heads=1, head_dim=32, rope=True),
+    dict(lengths=(128, 64), heads=1, head_dim=128, rope=True,
+         options=(("window", 31), ("dropout_p", 0.2), ("seed", 7))),
+    dict(lengths=(50,), heads=3, head_dim=64, spread=6.0, options=(("scale", -0.3),)),
+    dict(lengths=(0, 0), heads=1, head_dim=64, outside=(4, 130)),
+)  # fmt: skip
+SHORT_ATTENTION_CASES = [
+    AttentionCase("attention", dtype, **shape) for shape in SHORT_ATTENTION_SHAPES for dtype in (FP16, BF16)
+]
 ROTARY_CASES = [AttentionCase("rotary", dtype, **shape) for shape in ATTENTION_SHAPES for dtype in DTYPES]
 
 # Beside the above, for kernels: the head dims that they serve, tiles that are full, shared, cut and left over
@@ -330,5 +348,39 @@ MLM_LOSS_CASES = (
         for dtype in DTYPES
     ]
 )
+
+# Beside the above, for kernels. Rows of logits: of several pieces a thread, of those that spill into shared memory
+# (16-bit from 98,304 columns, fp32 from 49,152) and of those that do not fit there either (130,560, 65,280)
+EVERY_LOSS_OPTION = (("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0))
+LONG_ROWS = {
+    4099: DTYPES,
+    20_001: DTYPES,
+    50_257: (FP32, BF16),
+    128_256: (FP16, BF16),
+    131_075: (BF16,),
+    66_000: (FP32,),
+}
+KERNEL_ROW_LOSS_CASES = [
+    LossCase("mlm_loss", dtype, tokens=3, hidden=8, vocabulary=vocabulary, spread=0.7, options=options)
+    for vocabulary, dtypes in LONG_ROWS.items()
+    for dtype in dtypes
+    for options in ((), EVERY_LOSS_OPTION)
+] + [
+    LossCase("mlm_loss", FP16, FP32, tokens=3, hidden=8, vocabulary=4099, ignored=0.0, options=(("softcap", 3.0),)),
+    LossCase("mlm_loss", BF16, FP32, tokens=3, hidden=8, vocabulary=33_000, ignored=0.0, options=(("z_loss", 0.1),)),
+]
+# Without logits in memory: several tiles each way, several slices, blocks of rows, hidden columns that end anywhere
+TILED = dict(tokens=200, masked=150, vocabulary=701, spread=0.2)
+TILED_LOSS_CASES = [
+    LossCase("mlm_loss", dtype, parameter_dtype, **TILED, hidden=hidden, options=(("mode", "recompute"), *options))
+    for dtype in (FP16, BF16)
+    for parameter_dtype, hidden, options in (
+        (None, 72, ()),
+        (FP32, 41, EVERY_LOSS_OPTION),
+        (None, 136, (*EVERY_LOSS_OPTION, ("logits_bytes", 1 << 16))),
+        (FP32, 64, (("logits_bytes", 20_000), ("grad_scale", 512.0))),
+    )
+]
+KERNEL_LOSS_CASES = KERNEL_ROW_LOSS_CASES + TILED_LOSS_CASES
 
 ALL_CASES = [*ATTENTION_CASES, *ROTARY_CASES, *NORM_CASES, *GEGLU_CASES, *MLM_LOSS_CASES]

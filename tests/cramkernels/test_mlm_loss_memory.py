@@ -72,3 +72,35 @@ def test_nothing_of_the_size_of_a_chunk_is_kept_for_the_backward(mode):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         mlm_loss(hidden, weight, torch.zeros(ROWS, dtype=torch.int64), mode=mode)
     assert saved and sum(saved) <= hidden.nbytes + weight.nbytes + 2 * ROWS * 8
+
+
+def peak_of_the_allocator(function):
+    """Bytes that the CPU allocator handed out and did not get back, at the highest."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        highest = max(highest, live)
+    return highest
+
+
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(z_loss=0.1, label_smoothing=0.1, softcap=5.0)], ids=["plain", "all"])
+def test_the_peak_is_the_budget_and_the_gradients(mode, dtype, options):
+    """And, where several chunks add up to a 16-bit gradient of the weight, that sum in fp32."""
+    rows, vocabulary, width, budget = 1024, 8192, 64, 4 << 20
+    hidden, weight = (random(n, width, seed=n, dtype=dtype).requires_grad_() for n in (rows, vocabulary))
+    labels = torch.arange(rows)
+
+    def step():
+        loss = mlm_loss(hidden, weight, labels, mode=mode, logits_bytes=budget, **options).loss
+        torch.autograd.grad(loss, (hidden, weight))
+
+    step()
+    gradients = hidden.nbytes + weight.nbytes
+    sums = 0 if dtype == torch.float32 else 4 * vocabulary * width
+    small = 200 * rows  # labels, lse, shares; a sixteenth of a chunk
+    assert budget < peak_of_the_allocator(step) <= budget + gradients + sums + small

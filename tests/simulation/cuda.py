@@ -27,8 +27,15 @@ from cramkernels.dispatch import simulate_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
-FAMILIES = ("layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu")  # the longest prefix first
-FAMILY_FILES = {"ck_reduce_partials": "reduce"}
+FAMILIES = (
+    "layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu",
+    "attention_short_forward", "attention_short_backward",
+)  # the longest prefix first  # fmt: skip
+FAMILY_FILES = {
+    "ck_reduce_partials": "reduce",
+    "ck_loss_rows": "loss_rows", "ck_loss_count": "loss_sums", "ck_loss_finish": "loss_sums",
+    "ck_loss_tiles": "loss_recompute", "ck_loss_slice": "loss_recompute", "ck_loss_combine": "loss_recompute",
+}  # by the beginning of the kernel's name  # fmt: skip
 SIMULATOR = ROOT / ".." / "shared" / "tools" / "ptxsim"
 POINTERS = {block.size: pointers for block, pointers in BLOCKS.values()}  # by the size of the argument block
 
@@ -54,13 +61,14 @@ def simulator():
 @cache
 def module_with(symbol: str, architecture: int, sources: Path = SOURCES):
     """The PTX module that holds a kernel."""
-    stem = FAMILY_FILES.get(symbol) or next(stem for stem in FAMILIES if symbol.startswith(f"ck_{stem}_"))
+    starts = FAMILY_FILES | {f"ck_{stem}_": stem for stem in FAMILIES}
+    stem = next(stem for start, stem in starts.items() if symbol.startswith(start))
     return _module(next(sources.rglob(f"{stem}.cu")), architecture)
 
 
 def all_kernels(architecture: int) -> list[str]:
     """Every kernel of csrc."""
-    stems = [*FAMILIES, *FAMILY_FILES.values()]
+    stems = dict.fromkeys([*FAMILIES, *FAMILY_FILES.values()])
     return [name for stem in stems for name in _module(next(SOURCES.rglob(f"{stem}.cu")), architecture).kernels]
 
 
@@ -100,7 +108,11 @@ def planted(folder: Path, file: str, there: str, instead: str) -> Path:
 
 
 class Executed(list):
-    """(symbol, ptxsim's result) of each launch."""
+    """(symbol, ptxsim's result) of each launch; of the CUDA library's also what the launcher asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.launches: list[library.Launch] = []
 
     def symbols(self) -> list[str]:
         """The kernels that ran, in order."""
@@ -122,6 +134,7 @@ def simulated(architecture: int, check: str = "full", sources: Path = SOURCES) -
             shared_bytes=launch.shared_bytes, check=check, global_races=check == "full", memory=memory,
         )  # fmt: skip
         executed.append((symbol, result))
+        executed.launches.append(library.Launch.from_buffer_copy(launch))
 
     with library.launch_hook(hook), simulate_backend("cuda"):
         yield executed

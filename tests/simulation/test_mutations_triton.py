@@ -8,22 +8,34 @@ from pathlib import Path
 import pytest
 
 from cramkernels import dispatch
-from tests.cramkernels.cases import BF16, FP32, RowCase
+from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, LossCase, RowCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.triton import simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
 launch = importlib.import_module("cramkernels.triton.launch")
 FOLDER = Path(dispatch.__file__).parent / "triton"
-NORM, ADD, SHAPE = "layer_norm", "add_layer_norm", (170, 72)
+NORM, ADD = "layer_norm", "add_layer_norm"
+SHAPE = (600, 72)  # several tiles a program, with the multiprocessors below
+LOSS_ROWS = LossCase("mlm_loss", BF16, tokens=9, masked=21, vocabulary=1003)
+LOSS_SHORT = LossCase("mlm_loss", BF16, tokens=9, masked=21, vocabulary=700)
+LOSS_OPTIONS = LossCase("mlm_loss", FP32, tokens=9, masked=21, vocabulary=1003, options=EVERY_LOSS_OPTION)
+LOSS_LONG = LossCase("mlm_loss", BF16, tokens=3, hidden=8, vocabulary=40_003, spread=0.7)
+LOSS_TILED = LossCase(
+    "mlm_loss", FP16, tokens=9, masked=21, hidden=40, vocabulary=2800, options=(("mode", "recompute"),)
+)
 MUTANTS = [
     ("normalization", "centred = tl.where(inside, x - rough_mean, 0.0)", "centred = x - rough_mean",
      RowCase(NORM, BF16, shape=SHAPE, offset=9.0)),
     ("normalization", "tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty), inside)",
      "tl.store(y_ptr + offsets, y.to(y_ptr.dtype.element_ty))", RowCase(NORM, BF16, shape=SHAPE)),
-    ("normalization", "tl.num_programs(0)):\n        offsets = tl.cast(row, tl.int64) * width + columns\n        grad",
-     "2 * tl.num_programs(0)):\n        offsets = tl.cast(row, tl.int64) * width + columns\n        grad",
+    ("normalization", "tl.num_programs(0) * ROWS):", "2 * tl.num_programs(0) * ROWS):",
      RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "tl.arange(0, ROWS) * tl.num_programs(0)", "tl.arange(0, ROWS)",
+     RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "inside = own & (row < rows)", "inside = own", RowCase(NORM, BF16, shape=SHAPE)),
+    ("normalization", "tl.sum(x, 0, keep_dims=True)", "tl.max(x, 0, keep_dims=True)",
+     RowCase(NORM, BF16, shape=(25, 600))),
     ("normalization", "dweight += grad * normal", "dweight = grad * normal", RowCase(NORM, FP32, shape=SHAPE)),
     ("normalization", "first in range(0, programs, ROWS)", "first in range(0, programs, 2 * ROWS)",
      RowCase(NORM, FP32, shape=SHAPE)),
@@ -37,6 +49,23 @@ MUTANTS = [
     ("activation", "dgated = grad * linear * slope", "dgated = grad * linear * value",
      RowCase("geglu", BF16, shape=SHAPE)),
     ("activation", "columns < width", "columns < 2 * width", RowCase("geglu", BF16, shape=SHAPE)),
+    ("mlm_loss", "return tl.where(inside, x, float(\"-inf\"))", "return tl.where(inside, x, 0.0)", LOSS_OPTIONS),
+    ("mlm_loss", "_exp(x - maximum), 0)", "_exp(x), 0)", LossCase("mlm_loss", BF16, tokens=9, spread=40.0)),
+    ("mlm_loss", "sums = sums * _exp(maxima - higher) + _exp(x - higher)", "sums += _exp(x - higher)", LOSS_LONG),
+    ("mlm_loss", "tl.store(logits_ptr + columns, d.to(logits_ptr.dtype.element_ty), inside)",
+     "tl.store(logits_ptr + columns, d.to(logits_ptr.dtype.element_ty))", LOSS_SHORT),
+    ("mlm_loss", "tl.load(share_ptr), z, smoothing,\n                          softcap",
+     "1.0, z, smoothing,\n                          softcap", LOSS_ROWS),
+    ("mlm_loss", "d *= 1.0 - part * part", "d *= 1.0", LOSS_OPTIONS),
+    ("mlm_loss", "1.0 + 2.0 * z * lse", "1.0 + z * lse", LOSS_OPTIONS),
+    ("mlm_loss", "if label == ignore_index:", "if label == -7:", LOSS_ROWS),
+    ("mlm_loss", "row < total, ignore_index) != ignore_index", "row < total, 0) != ignore_index", LOSS_ROWS),
+    ("mlm_loss", "exponentials * _exp(maximum - higher) + tl.sum(", "exponentials + tl.sum(", LOSS_TILED),
+    ("mlm_loss", "for split in range(0, splits):", "for split in range(0, splits - 1):", LOSS_TILED),
+    ("mlm_loss", "tl.num_programs(1) * COLUMNS):", "2 * tl.num_programs(1) * COLUMNS):", LOSS_TILED),
+    ("mlm_loss", "(columns < vocabulary)[:, None] & (at < width)", "(columns <= vocabulary)[:, None] & (at < width)",
+     LOSS_TILED),
+    ("mlm_loss", "(local_rows < count)[:, None] & inside)", "inside & (local_rows >= 0)[:, None])", LOSS_TILED),
 ]  # fmt: skip
 
 
@@ -50,7 +79,7 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
     mutant = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, full_name, mutant)
     spec.loader.exec_module(mutant)
-    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", 9)  # programs for more than one turn of the reduction
+    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", 36)  # programs for more than one turn of the reduction
     arguments = case.arguments()
     expected = plain(case, arguments), exact(case, arguments)
     dispatch._implementation.cache_clear()
