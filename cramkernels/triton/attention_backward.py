@@ -21,10 +21,11 @@ from cramkernels.triton.attention_tiles import (
     load_tile,
     next_start,
     positions,
+    precision,
     row_bounds,
     run_of_segments,
     seen_range,
-    settled,
+    settled_16_bit,
     store_tile,
     store_unrotated,
 )  # fmt: skip
@@ -64,8 +65,8 @@ def _key_gradients(
         query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
         q, q_second = load_rotated(q_ptr, query, asked, stride, cos_ptr, sin_ptr, query_position, D, ROPE)
         if not ROPE:
-            q = settled(q)
-        do = settled(load_tile(grad_ptr + head * D, query, asked, heads * D, D))
+            q = settled_16_bit(q)
+        do = settled_16_bit(load_tile(grad_ptr + head * D, query, asked, heads * D, D))
         statistic = tl.cast(head, tl.int64) * tokens + query
         lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
         visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
@@ -134,8 +135,8 @@ def _query_gradients(
         key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
         k, k_second = load_rotated(k_ptr, key, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
         if not ROPE:
-            k = settled(k)
-        v = settled(load_tile(k_ptr + heads * D, key, present, stride, D))
+            k = settled_16_bit(k)
+        v = settled_16_bit(load_tile(k_ptr + heads * D, key, present, stride, D))
         visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
         if KEY_MASK:
             visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
@@ -217,7 +218,7 @@ def attention_backward(
             grad, qkv, lse, delta, cu_seqlens, cos, sin, key_mask, seed, dqkv,
             tokens, cu_seqlens.shape[0] - 1, heads, NO_WINDOW if window is None else window, scale, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, SLICE=SLICE, CHUNK=CHUNK,
-            WHOLE=whole, PRECISION="bf16x6" if qkv.dtype == torch.float32 else "tf32",
+            WHOLE=whole, PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
             num_warps=tile // 16, **OPTIONS,
         )  # fmt: skip

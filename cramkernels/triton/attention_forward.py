@@ -18,6 +18,7 @@ from cramkernels.triton.attention_tiles import (
     load_tile,
     next_start,
     positions,
+    precision,
     row_bounds,
     run_of_segments,
     seen_range,
@@ -102,7 +103,7 @@ def attention_forward(qkv, cu_seqlens, whole: bool, tile: int, cos, sin, key_mas
             qkv, cu_seqlens, cos, sin, key_mask, seed, out, lse,
             tokens, cu_seqlens.shape[0] - 1, heads, NO_WINDOW if window is None else window, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, CHUNK=CHUNK, WHOLE=whole,
-            PRECISION="bf16x6" if qkv.dtype == torch.float32 else "tf32",
+            PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
             num_warps=tile // 16, **OPTIONS,
         )  # fmt: skip

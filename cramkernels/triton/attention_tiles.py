@@ -7,9 +7,22 @@ same range says which queries see a key.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from triton.backends.nvidia.compiler import CUDAOptions
 from triton.language.random import philox_impl
+
+# Products of fp32. bf16x6 takes every number as three bf16 terms, all its 24 bits, and leaves out only products below
+# 2^-24: as right as fp32 itself. tf32x3, in the same time of the tensor cores, has 22 bits of each number, and a
+# probability of exactly one shows that. Compilers that do not know bf16x6 multiply without tensor cores.
+_KNOWN = CUDAOptions.__dataclass_fields__["allowed_dot_input_precisions"].default
+FP32_PRECISION = "bf16x6" if "bf16x6" in _KNOWN else "ieee"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """The ``input_precision`` of products of this dtype; of 16-bit tensors there is only one."""
+    return FP32_PRECISION if dtype == torch.float32 else "tf32"
 
 
 @triton.jit
@@ -141,6 +154,14 @@ def settled(x):
     again, and hold it in registers for every product to come. They do not move past a reduction, even of one element.
     """
     return tl.reduce(x[None, :, :], 0, _either)
+
+
+@triton.jit
+def settled_16_bit(x):
+    """As :func:`settled`. fp32 stays where it was loaded to: another copy takes much shared memory, and conflicts."""
+    if x.dtype != tl.float32:
+        x = settled(x)
+    return x
 
 
 @triton.jit
