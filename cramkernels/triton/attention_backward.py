@@ -22,6 +22,7 @@ from cramkernels.triton.attention_tiles import (
     next_start,
     positions,
     precision,
+    recomputed,
     row_bounds,
     run_of_segments,
     seen_range,
@@ -54,8 +55,9 @@ def _key_gradients(
         slices_start, slices_end = begin, end
     if KEY_MASK:
         high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
-    k, k_second = load_rotated(q_ptr + heads * D, row, real, stride, cos_ptr, sin_ptr, position, D, ROPE)
-    v = load_tile(q_ptr + 2 * heads * D, row, real, stride, D)
+    seen = low < high  # what no query sees may hold NaN, which not even a probability of zero would stop
+    k, k_second = load_rotated(q_ptr + heads * D, row, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
+    v = load_tile(q_ptr + 2 * heads * D, row, seen, stride, D)
     dk = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dk_second = dk
     dv = tl.zeros([TILE, D], tl.float32)
@@ -73,7 +75,7 @@ def _key_gradients(
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
-        p = tl.exp2(tl.where(visible, scores * scale_log2 - lse[None, :], float("-inf")))
+        p = recomputed(scores * scale_log2 - lse[None, :], visible)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dropped = p
         if DROPOUT:
@@ -143,7 +145,7 @@ def _query_gradients(
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
-        p = tl.exp2(tl.where(visible, scores * scale_log2 - lse[:, None], float("-inf")))
+        p = recomputed(scores * scale_log2 - lse[:, None], visible)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), dp * keep_scale, 0.0)

@@ -57,7 +57,7 @@ def _attention_forward_kernel(
         real = (row >= begin) & (row < end)
         position, low, high = row_bounds(cu_ptr, row, real, origin, TILE, sequences, window)
         first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
-        q, q_second = load_rotated(q_ptr, row, real, stride, cos_ptr, sin_ptr, position, D, ROPE)
+        q, q_second = load_rotated(q_ptr, row, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
         highest = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)

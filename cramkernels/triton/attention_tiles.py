@@ -193,6 +193,14 @@ def store_unrotated(
 
 
 @triton.jit
+def recomputed(exponent, visible):
+    """Probabilities from base-2 logarithms. At most one: of huge scores the log-sum-exp is not known to one, and what
+    is beyond it would overflow. NaN stays NaN."""
+    exponent = tl.minimum(tl.where(visible, exponent, float("-inf")), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp2(exponent)
+
+
+@triton.jit
 def _philox(seed, head, query, block):
     """The four words of cramkernels/reference/philox.py, stream 0; query and block are of one shape."""
     key = seed.to(tl.uint64)
