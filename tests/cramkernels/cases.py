@@ -233,9 +233,10 @@ KERNEL_ATTENTION_SHAPES: tuple[dict, ...] = (
 ALL_OPTIONS = dict(
     masked=0.4, rope=True, options=(("window", 9), ("scale", 0.2), ("dropout_p", 0.2), ("seed", 2**40 + 3))
 )
+WINDOW_0: Options = (("window", 0),)
 KERNEL_ATTENTION_VARIANTS: tuple[dict, ...] = (
     dict(rope=True),
-    dict(options=(("window", 0),)),
+    dict(options=WINDOW_0),
     dict(options=(("window", 20),)),
     dict(masked=0.4),
     dict(options=(("dropout_p", 0.25), ("seed", 11))),
@@ -263,7 +264,15 @@ KERNEL_ATTENTION_CASES = (
 )
 LONG_ATTENTION_CASES = [
     AttentionCase("attention", dtype, **shape) for shape in LONG_ATTENTION_SHAPES for dtype in (FP32, BF16)
-] + [AttentionCase("attention", dtype, **LONG_VARIED, **v) for v in KERNEL_ATTENTION_VARIANTS for dtype in DTYPES]
+] + [
+    AttentionCase("attention", dtype, **LONG_VARIED, **v)
+    for v in KERNEL_ATTENTION_VARIANTS
+    for dtype in DTYPES
+    # In fp32 a probability of one is recomputed as one within an ulp of the log-sum-exp, and dP - delta, two sums of
+    # the same products in different orders, as zero within an ulp of dP. Plain PyTorch has exact ones and zeros, and
+    # twice the error of those is nothing: tests of kernels hold this one to its closed form
+    if not (dtype == FP32 and v.get("options") == WINDOW_0)
+]
 KERNEL_ROTARY_CASES = [
     AttentionCase("rotary", dtype, lengths=(7, 0, 150, 33), heads=3, head_dim=width, outside=(2, 5))
     for width in (32, 64, 128)
