@@ -14,7 +14,7 @@ NORM, NORM_POINTERS = struct.Struct("=15Qq8i2f2I"), 15
 GEGLU, GEGLU_POINTERS = struct.Struct("=6Qq6i"), 6
 REDUCE, REDUCE_POINTERS = struct.Struct("=4Q4i"), 4
 ATTENTION, ATTENTION_POINTERS = struct.Struct("=10Qq6i2f2I"), 10
-LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i4f"), 15
+LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i3fi"), 15
 BLOCKS = {
     "ck_norm_forward": (NORM, NORM_POINTERS),
     "ck_norm_backward": (NORM, NORM_POINTERS),
@@ -28,6 +28,7 @@ BLOCKS = {
 PARTIAL_BYTES = 4 << 20  # at most, for the partial rows of the parameter gradients
 SIMULATED_CAPABILITY = (8, 0)  # where there is no device
 SIMULATED_MULTIPROCESSORS = 2  # where there is no device: small, so that a CTA has several rows
+SIMULATED_MAJOR = 8
 
 
 def pointer(x: torch.Tensor | None) -> int:
@@ -38,6 +39,16 @@ def pointer(x: torch.Tensor | None) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Of the device."""
     return SIMULATED_MULTIPROCESSORS if device.index is None else _multiprocessors(device.index)
+
+
+def capability_major(device: torch.device) -> int:
+    """7 for sm_75, 8 for sm_80."""
+    return SIMULATED_MAJOR if device.type != "cuda" else _capability_major(device.index)
+
+
+@cache
+def _capability_major(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 @cache

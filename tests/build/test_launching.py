@@ -39,7 +39,7 @@ def attention(tokens=5, sequences=1, heads=2, head_dim=64, dtype=1, warps=8) -> 
 def loss(total=5, rows=5, stride=64, vocabulary=60, width=16, columns=60, dtype=1, splits=1) -> bytes:
     """Likewise."""
     return LOSS.pack(
-        *[0] * 15, total, rows, 0, stride, -100, vocabulary, width, 0, columns, dtype, 0, splits, 0, *[0.0] * 4
+        *[0] * 15, total, rows, 0, stride, -100, vocabulary, width, 0, columns, dtype, 0, splits, 0, *[0.0] * 3, 8
     )
 
 

@@ -1,6 +1,11 @@
 """Registers, shared memory, spills and access widths of every kernel, against the committed table."""
 
+import importlib.util
+import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +96,29 @@ def test_kernels_that_multiply_use_tensor_cores(nvcc, architectures):
             if virtual == 75 and kernel.endswith("bf16"):
                 continue
             assert found[kernel, virtual] == {"m16n8k8" if virtual == 75 else "m16n8k16"}, (kernel, virtual)
+
+
+def test_the_assembler_keeps_them(nvcc, architectures):
+    """HMMA in the machine code of each kernel of the loss and each architecture, of the shape that the PTX has."""
+    beside = importlib.util.find_spec("triton")  # it brings the program, too
+    places = [nvcc.parent, *([Path(beside.origin).parent / "backends" / "nvidia" / "bin"] if beside else [])]
+    program = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
+    if program is None:
+        pytest.skip("cuobjdump is not installed")
+    resources.measure(nvcc, list(architectures))
+    (built,) = (resources.ROOT / "build" / "native" / "-".join(map(str, architectures))).glob("*loss_recompute.cu.o")
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(program).parent), os.environ["PATH"]])}  # nvdisasm
+    text = subprocess.run([program, "-sass", built], capture_output=True, text=True, check=True, env=environment).stdout
+    found = {}
+    for part in re.split(r"^\s*code for sm_", text, flags=re.M)[1:]:
+        for body in re.split(r"^\s*Function : ", part, flags=re.M)[1:]:
+            shapes = set(re.findall(r"\bHMMA\.(\d+)\.F32", body))
+            found[re.match(r"\w+", body).group(), int(re.match(r"\d+", part).group())] = shapes
+    for kernel in MULTIPLIERS:
+        for number in architectures:
+            if number == 75 and kernel.endswith("bf16"):
+                continue
+            assert found[kernel, number] == {"1688" if number == 75 else "16816"}, (kernel, number)
 
 
 def test_a_cta_fits(rows):
