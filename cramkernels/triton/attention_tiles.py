@@ -7,6 +7,8 @@ same range says which queries see a key.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -15,9 +17,10 @@ from triton.language.random import philox_impl
 
 # Products of fp32. bf16x6 takes every number as three bf16 terms, all its 24 bits, and leaves out only products below
 # 2^-24: as right as fp32 itself. tf32x3, in the same time of the tensor cores, has 22 bits of each number, and a
-# probability of exactly one shows that. Compilers that do not know bf16x6 multiply without tensor cores.
+# probability of exactly one shows that. What does not know bf16x6, such as older compilers, multiplies without tensor
+# cores; so does the interpreter.
 _KNOWN = CUDAOptions.__dataclass_fields__["allowed_dot_input_precisions"].default
-FP32_PRECISION = "bf16x6" if "bf16x6" in _KNOWN else "ieee"
+FP32_PRECISION = "bf16x6" if "bf16x6" in _KNOWN and os.environ.get("TRITON_INTERPRET") != "1" else "ieee"
 
 
 def precision(dtype: torch.dtype) -> str:
