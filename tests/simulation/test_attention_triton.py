@@ -37,7 +37,7 @@ def run(case, architecture, proof):
     return executed
 
 
-@pytest.mark.parametrize("case", CASES[::4], ids=str)
+@pytest.mark.parametrize("case", CASES[::6], ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 
@@ -49,13 +49,13 @@ def test_everything(case, architecture, proof):
     run(case, architecture, proof)
 
 
-def test_no_bank_conflicts(proof):
-    """In no 16-bit kernel; with fp32, whose products need operands that ldmatrix cannot turn, none on the way in."""
-    for dtype, lengths, rope in ((BF16, (128,), True), (BF16, (200,), False), (FP32, (70,), False)):
-        case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, rope=rope)
-        for name, result in run(case, 80, proof):
-            assert result.stats.shared_store.bank_conflicts == 0, name
-            assert dtype == FP32 or result.stats.shared_load.bank_conflicts == 0, name
+@pytest.mark.parametrize("rope", [False, True], ids=["", "rope"])
+@pytest.mark.parametrize("lengths", [(128,), (200,)], ids=["short", "long"])
+@EVERY_DTYPE
+def test_no_bank_conflicts(dtype, lengths, rope, proof):
+    case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, rope=rope)
+    for name, result in run(case, 80, proof):
+        assert result.stats.shared_load.bank_conflicts + result.stats.shared_store.bank_conflicts == 0, name
 
 
 @LENGTHS
@@ -79,14 +79,14 @@ def forward_and_gradient(arguments, grad=None):
 
 @pytest.mark.parametrize("case", SEES_ITSELF_CASES, ids=str)
 def test_a_query_that_sees_itself_alone(case):
-    """O = V, dV = dO, and dQ and dK are what is left of dP - delta = 0: ulps of dP."""
+    """O = V, in 16 bits to the bit; dV = dO; and dQ and dK are what is left of dP - delta = 0: ulps of dP."""
     arguments = case.arguments()
     qkv = arguments["qkv_T3HD"]
     before, after = case.outside
     inside = slice(before, len(qkv) - after)
     grad = torch.randn(qkv[:, 0].shape, generator=torch.Generator().manual_seed(3)).to(case.dtype)
     out, dqkv = forward_and_gradient(arguments, grad)
-    assert out[inside].equal(qkv[inside, 2])
+    assert ((out - qkv[:, 2])[inside].abs() <= torch.finfo(FP32).eps * qkv[inside, 2].abs()).all()
     for outside in (slice(before), slice(len(qkv) - after, None)):
         assert not out[outside].any() and not dqkv[outside].any()
     q, k, v = (part.double() for part in qkv[inside].unbind(1))
