@@ -11,6 +11,7 @@ from cramkernels.triton.rotary import rotated
 
 HEAD_DIMS = (32, 64, 128)  # others go to the reference
 SMALL_TILE, TILE = 64, 128  # rows
+NO_WINDOW = 1 << 30  # further than any two tokens are apart
 
 
 def attention_forward(
@@ -24,7 +25,7 @@ def attention_forward(
     whole = max_seqlen <= TILE and qkv.dtype != torch.float32
     return forward.attention_forward(
         *_contiguous(qkv, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
-        *_contiguous(key_mask), window, scale, dropout_p, seed,
+        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
     )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def attention_backward(
     whole = max_seqlen <= TILE and qkv.dtype != torch.float32 and qkv.shape[-1] < 128
     return backward.attention_backward(
         *_contiguous(grad, qkv, out, lse, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
-        *_contiguous(key_mask), window, scale, dropout_p, seed,
+        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
     )  # fmt: skip
 
 
@@ -67,6 +68,10 @@ def _serves(qkv) -> bool:
 def _tile(qkv, max_seqlen: int, whole: bool) -> int:
     small = max_seqlen <= SMALL_TILE if whole else qkv.dtype == torch.float32
     return SMALL_TILE if small else TILE
+
+
+def _number(window: int | None) -> int:
+    return NO_WINDOW if window is None else min(window, NO_WINDOW)
 
 
 def _contiguous(*tensors) -> list:
