@@ -240,10 +240,11 @@ def _row_losses(logits, targets: Targets, options: Options):
     mean = logits.mean(dim=1) if options.label_smoothing else None
     torch.softmax(logits, dim=1, out=logits)
     # softmax at the maximum is 1 / sum(exp(l - max)), at least 1 / V: its logarithm is well conditioned
-    lse = highest - logits.amax(dim=1).log()
-    loss = lse - target
+    log_sum = -logits.amax(dim=1).log()
+    lse = highest + log_sum
+    loss = (highest - target) + log_sum  # lse - target would carry the rounding of a large lse
     if mean is not None:
-        loss = loss.lerp(lse - mean, options.label_smoothing)
+        loss = loss.lerp((highest - mean) + log_sum, options.label_smoothing)
     rows = torch.stack([loss, options.z_loss * lse.square()])
     sums = torch.where(targets.valid_M, rows, 0).sum(1)
     return lse, sums, ((target == highest) & targets.valid_M).sum()

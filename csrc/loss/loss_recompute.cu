@@ -6,6 +6,7 @@
 // No atomics: the same bits every time.
 #include "../common/launch.h"
 #include "product.cuh"
+#include "status.h"
 
 namespace {
 
@@ -155,10 +156,8 @@ uint32_t shared_bytes() {
     return (major < 8 ? 2 : 3) * ck::kStageBytes;
 }
 
-int status_of(const ck_loss_args &a) {
-    if (a.dtype != CK_F16 && a.dtype != CK_BF16) return CK_BAD_DTYPE;
-    return a.vocabulary < 1 || a.width < 1 || a.total < 1 ? CK_BAD_SHAPE : 0;
-}
+// Of the kernels that multiply: 16-bit operands alone
+int status_of(const ck_loss_args &a) { return a.dtype == CK_F32 ? CK_BAD_DTYPE : ck::loss_status(a); }
 
 }  // namespace
 
@@ -171,6 +170,8 @@ int ck_loss_tiles(const ck_loss_args *args, void *stream) {
 }
 
 int ck_loss_combine(const ck_loss_args *args, void *stream) {
+    if (const int status = ck::loss_status(*args)) return status;
+    if (args->splits < 1) return CK_BAD_SHAPE;
     const ck::Kernel kernel = {"ck_loss_combine_kernel", reinterpret_cast<const void *>(ck_loss_combine_kernel)};
     const dim3 grid(static_cast<unsigned>(ck::divide_up(args->total, 256)));
     return ck::launch(kernel, grid, dim3(256), *args, stream);

@@ -1,6 +1,7 @@
 // The row kernels, for rows that two CTAs of a multiprocessor hold in registers, and for longer ones.
 #include "../common/launch.h"
 #include "rows.cuh"
+#include "status.h"
 
 #define CK_LOSS_ROWS(NAME, T)                                                                                          \
     extern "C" __global__ void __launch_bounds__(ck::kLossThreads, 2)                                                  \
@@ -21,9 +22,9 @@ CK_LOSS_ROWS(bf16, __nv_bfloat16)
 
 int ck_loss_rows(const ck_loss_args *args, void *stream) {
     static const ck::Kernel kernels[3][2] = {CK_LOSS_ENTRY(f32), CK_LOSS_ENTRY(f16), CK_LOSS_ENTRY(bf16)};
-    if (args->dtype < CK_F32 || args->dtype > CK_BF16) return CK_BAD_DTYPE;
+    if (const int status = ck::loss_status(*args)) return status;
     const int count = args->dtype == CK_F32 ? 4 : 8;
-    if (args->vocabulary < 1 || args->rows < 1 || args->rows > 0x7fffffff || args->stride % count ||
+    if (args->rows < 1 || args->rows > 0x7fffffff || args->stride % count ||
         args->stride < args->vocabulary || reinterpret_cast<uintptr_t>(args->logits) % 16)
         return CK_BAD_SHAPE;
     const int64_t pieces = ck::divide_up(args->vocabulary, count);

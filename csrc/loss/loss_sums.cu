@@ -1,6 +1,7 @@
 // What is counted before and summed after the rows: one CTA each, in a fixed order, so the same bits every time.
 #include "../common/launch.h"
 #include "../common/reduce.cuh"
+#include "status.h"
 
 namespace {
 
@@ -42,11 +43,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) ck_loss_finish_kernel(con
 }
 
 int ck_loss_count(const ck_loss_args *args, void *stream) {
+    if (const int status = ck::loss_status(*args)) return status;
     const ck::Kernel kernel = {"ck_loss_count_kernel", reinterpret_cast<const void *>(ck_loss_count_kernel)};
     return ck::launch(kernel, dim3(1), dim3(kThreads), *args, stream);
 }
 
 int ck_loss_finish(const ck_loss_args *args, void *stream) {
+    if (const int status = ck::loss_status(*args)) return status;
     const ck::Kernel kernel = {"ck_loss_finish_kernel", reinterpret_cast<const void *>(ck_loss_finish_kernel)};
     return ck::launch(kernel, dim3(1), dim3(kThreads), *args, stream);
 }

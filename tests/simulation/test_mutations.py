@@ -69,7 +69,9 @@ MUTANTS = [
     ("loss/loss_recompute.cu", "split < a.splits", "split < a.splits - 1", TILED),
     ("loss/loss_recompute.cu", "ck::transpose_quad(words);", ";", TILED),
     ("loss/loss_recompute.cu", "row < end && column", "column", TILED),
-    ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns", MANY_TILES),  # noqa: E501
+    ("loss/loss_recompute.cu", "column += a.splits * kTileColumns", "column += 2 * a.splits * kTileColumns",
+     MANY_TILES),
+    ("loss/loss_recompute.cu", "so_far = joined(so_far, sums);", "so_far = sums;", MANY_TILES),
 ]  # fmt: skip
 
 
