@@ -99,7 +99,7 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, mult
 
     A buffer is told by its tensor: an input or an output, else it is a partial sum, that lives only within the call.
     """
-    with _requests() as requests, of_a_part(multiprocessors), simulation() as executed:
+    with requests_by_buffer() as requests, of_a_part(multiprocessors), simulation() as executed:
         outputs = call()
     names: dict[int, str] = {}
     for name, x in {**inputs, **outputs}.items():
@@ -131,7 +131,7 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, mult
 
 
 @contextmanager
-def _requests() -> Iterator[dict[int, dict]]:
+def requests_by_buffer() -> Iterator[dict[int, dict]]:
     """Within this context: the id of a launch's statistics -> buffer -> [sectors loaded, sectors stored]."""
     from ptxsim.access import MemorySystem
     from ptxsim.stats import sectors_per_warp
