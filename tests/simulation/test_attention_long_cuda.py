@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 import cramkernels
 from cramkernels.attention import attention_with_lse
-from cramkernels.cuda import arguments as arguments_of
 from cramkernels.cuda import attention as cuda_attention
 from tests.cramkernels.cases import (
     ALL_OPTIONS,
@@ -56,8 +55,7 @@ def test_sm_80(case, proof):
 
 
 @pytest.mark.parametrize("case", EVERY_WIDTH, ids=str)
-def test_sm_75(case, proof, monkeypatch):
-    monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
+def test_sm_75(case, proof):
     run(case, 75, proof)
 
 

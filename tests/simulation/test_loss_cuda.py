@@ -76,6 +76,16 @@ def test_each_size_of_row_has_its_kernel(proof):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("architecture", "stages"), [(75, 2), (80, 3)])
+def test_the_ring_has_the_stages_that_there_is_room_for(architecture, stages):
+    """24 KB each. The simulator holds the kernels to it: what they use beyond would be an error."""
+    case = LossCase("mlm_loss", FP16, tokens=3, hidden=100, options=(("mode", "recompute"),))
+    with simulated(architecture) as executed:
+        ours(case, case.arguments())
+    asked = {x.symbol.decode(): x.shared_bytes for x in executed.launches if x.shared_bytes}
+    assert asked == dict.fromkeys(("ck_loss_tiles_f16", "ck_loss_slice_f16"), stages * 24 << 10)
+
+
 @MODES
 def test_small_probabilities_survive_fp16_under_a_loss_scale(mode):
     """Probabilities below 1e-7: announced, a scale of 2^16 keeps their gradients."""
