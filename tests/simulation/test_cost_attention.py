@@ -55,10 +55,10 @@ def test_every_byte_moves_once(language, direction):
 @every_language
 def test_heads_do_not_differ(language, monkeypatch):
     """So the table may count two of them."""
-    two = measured(language)
-    monkeypatch.setattr(cost_attention, "COUNTED_HEADS", 1)
-    one = dict(zip(DIRECTIONS, cost_attention.measure(language, SMALL), strict=True))
-    assert one == two
+    shape = Shape(1, 128, heads=4)
+    two = measured(language, shape)
+    monkeypatch.setattr(cost_attention, "COUNTED_HEADS", 4)
+    assert dict(zip(DIRECTIONS, cost_attention.measure(language, shape), strict=True)) == two
 
 
 @every_peer
@@ -143,7 +143,7 @@ def test_the_committed_table_is_of_these_kernels(language, direction):
                  and (row["language"], row["direction"]) == (language, direction)]  # fmt: skip
     row = measured(language)[direction]
     assert row["tensors"] == stored["tensors"]
-    assert row["instructions_per_element"] == pytest.approx(stored["instructions_per_element"], rel=0.1)
+    assert row["instructions_per_element"] == pytest.approx(stored["instructions_per_element"], rel=0.2)
 
 
 def test_without_the_simulator(monkeypatch, capsys, tmp_path):
