@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from cramkernels.reference.philox import keep_threshold
-from cramkernels.triton.attention_forward import LOG2_E, NO_WINDOW
+from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
     kept,
     load_rotated,
@@ -207,7 +207,7 @@ def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.c
 def attention_backward(
     grad, qkv, out, lse, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed
 ):
-    """dqkv of contiguous tensors; ``out`` is read only where sequences are cut."""
+    """dqkv of contiguous tensors; ``out`` is read only where sequences are cut; the window is a number."""
     tokens, _, heads, head_dim = qkv.shape
     dqkv = torch.empty_like(qkv)
     delta = None if whole else torch.empty_like(lse)
@@ -218,7 +218,7 @@ def attention_backward(
             )
         _attention_backward_kernel[(triton.cdiv(tokens, tile) * heads, 1 if whole else 2)](
             grad, qkv, lse, delta, cu_seqlens, cos, sin, key_mask, seed, dqkv,
-            tokens, cu_seqlens.shape[0] - 1, heads, NO_WINDOW if window is None else window, scale, scale * LOG2_E,
+            tokens, cu_seqlens.shape[0] - 1, heads, window, scale, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, SLICE=SLICE, CHUNK=CHUNK,
             WHOLE=whole, PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,

@@ -26,7 +26,6 @@ from cramkernels.triton.attention_tiles import (
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
-NO_WINDOW = 1 << 30
 CHUNK = 32
 LOG2_E = 1.4426950408889634
 
@@ -94,14 +93,14 @@ def _attention_forward_kernel(
 
 
 def attention_forward(qkv, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed):
-    """(out, lse) of contiguous qkv."""
+    """(out, lse) of contiguous qkv; the window is a number."""
     tokens, _, heads, head_dim = qkv.shape
     out = qkv.new_empty(tokens, heads, head_dim)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
     with on_device(qkv):
         _attention_forward_kernel[(triton.cdiv(tokens, tile) * heads,)](
             qkv, cu_seqlens, cos, sin, key_mask, seed, out, lse,
-            tokens, cu_seqlens.shape[0] - 1, heads, NO_WINDOW if window is None else window, scale * LOG2_E,
+            tokens, cu_seqlens.shape[0] - 1, heads, window, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, CHUNK=CHUNK, WHOLE=whole,
             PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,

@@ -13,9 +13,8 @@ from tests.cramkernels.cases import (
     FP32,
     KERNEL_ATTENTION_CASES,
     LONG_ATTENTION_CASES,
-    LONG_VARIED,
+    SEES_ITSELF_CASES,
     SHORT_ATTENTION_CASES,
-    WINDOW_0,
     AttentionCase,
     cumulative,
 )
@@ -38,7 +37,7 @@ def run(case, architecture, proof):
     return executed
 
 
-@pytest.mark.parametrize("case", CASES[::4], ids=str)
+@pytest.mark.parametrize("case", CASES[::6], ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 
@@ -50,13 +49,13 @@ def test_everything(case, architecture, proof):
     run(case, architecture, proof)
 
 
-def test_no_bank_conflicts(proof):
-    """In no 16-bit kernel; with fp32, whose products need operands that ldmatrix cannot turn, none on the way in."""
-    for dtype, lengths, rope in ((BF16, (128,), True), (BF16, (200,), False), (FP32, (70,), False)):
-        case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, rope=rope)
-        for name, result in run(case, 80, proof):
-            assert result.stats.shared_store.bank_conflicts == 0, name
-            assert dtype == FP32 or result.stats.shared_load.bank_conflicts == 0, name
+@pytest.mark.parametrize("rope", [False, True], ids=["", "rope"])
+@pytest.mark.parametrize("lengths", [(128,), (200,)], ids=["short", "long"])
+@EVERY_DTYPE
+def test_no_bank_conflicts(dtype, lengths, rope, proof):
+    case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, rope=rope)
+    for name, result in run(case, 80, proof):
+        assert result.stats.shared_load.bank_conflicts + result.stats.shared_store.bank_conflicts == 0, name
 
 
 @LENGTHS
@@ -78,27 +77,27 @@ def forward_and_gradient(arguments, grad=None):
         return out.detach(), torch.autograd.grad(out, qkv, grad)[0]
 
 
-@EVERY_DTYPE
-def test_a_window_of_zero_sees_itself_alone(dtype):
-    """O = V, dV = dO, and dQ and dK are what is left of dP - delta = 0: ulps of dP."""
-    case = AttentionCase("attention", dtype, **LONG_VARIED, options=WINDOW_0)
+@pytest.mark.parametrize("case", SEES_ITSELF_CASES, ids=str)
+def test_a_query_that_sees_itself_alone(case):
+    """O = V, in 16 bits to the bit; dV = dO; and dQ and dK are what is left of dP - delta = 0: ulps of dP."""
     arguments = case.arguments()
-    qkv, inside = arguments["qkv_T3HD"], slice(case.outside[0], -case.outside[1])
-    grad = torch.randn(qkv[:, 0].shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    qkv = arguments["qkv_T3HD"]
+    before, after = case.outside
+    inside = slice(before, len(qkv) - after)
+    grad = torch.randn(qkv[:, 0].shape, generator=torch.Generator().manual_seed(3)).to(case.dtype)
     out, dqkv = forward_and_gradient(arguments, grad)
-    assert out[inside].equal(qkv[inside, 2])
-    # the recomputed probability is exp(score - lse)
+    assert ((out - qkv[:, 2])[inside].abs() <= torch.finfo(FP32).eps * qkv[inside, 2].abs()).all()
+    for outside in (slice(before), slice(len(qkv) - after, None)):
+        assert not out[outside].any() and not dqkv[outside].any()
     q, k, v = (part.double() for part in qkv[inside].unbind(1))
-    ulp, scale = torch.finfo(torch.float32).eps, case.head_dim**-0.5
-    score = scale * (q * k).sum(-1).abs().max().item()
-    dp = (grad[inside].double() * v).abs().sum(-1).max().item()
-    rounded = torch.finfo(dtype).eps * grad.double().abs().max().item() if dtype != FP32 else 0.0
-    off_v = (dqkv[inside, 2].double() - grad[inside].double()).abs().max().item()
-    assert off_v <= ulp * (1 + score) * grad.double().abs().max().item() + rounded
-    cancelled = ulp * (1 + score) * dp * scale
-    assert dqkv[inside, 0].double().abs().max().item() <= cancelled * k.abs().max().item()
-    assert dqkv[inside, 1].double().abs().max().item() <= cancelled * q.abs().max().item()
-    assert not dqkv[: case.outside[0]].any() and not dqkv[-case.outside[1] :].any()
+    dq, dk, dv = (part.double() for part in dqkv[inside].unbind(1))
+    do, scale = grad[inside].double(), case.head_dim**-0.5
+    # the probability is exp(score - lse), of which both are rounded, and so is each of the sums dP and delta
+    relative = torch.finfo(FP32).eps * (1 + scale * (q * k).sum(-1).abs().max())
+    rounding = 0.0 if case.dtype == FP32 else torch.finfo(case.dtype).eps / 2
+    assert ((dv - do).abs() <= (relative + rounding) * do.abs()).all()
+    left = relative * scale * (do * v).abs().sum(-1).max()
+    assert dq.abs().max() <= left * k.abs().max() and dk.abs().max() <= left * q.abs().max()
 
 
 @pytest.mark.parametrize("masked", [0.0, 0.3], ids=["", "masked"])
@@ -144,14 +143,20 @@ def test_rows_outside_may_hold_anything(dtype, lengths, junk):
 @pytest.mark.parametrize("lengths", [(40, 7), (150, 20)], ids=["short", "long"])
 @EVERY_DTYPE
 def test_extreme_scores(dtype, lengths):
-    """Up to 10^8, exact in every dtype: a choice, for which the sum of exponentials is lost in the log-sum-exp."""
-    case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, options=(("scale", 8.0),))
+    """Up to 10^14, exact in every dtype: a choice, and the log-sum-exp is known to 10^7, not to one.
+
+    Gradients of queries and keys that meet with the same score are beyond fp16, and infinite.
+    """
+    case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=64, options=(("scale", 2.0**22),))
     arguments = case.arguments()
     arguments["qkv_T3HD"][:, :2] = (arguments["qkv_T3HD"][:, :2].float().round() * 200).to(dtype)
     out, dqkv = forward_and_gradient(arguments)
-    want = oracle.attention(**in_double(arguments))
-    torch.testing.assert_close(out.double(), want, rtol=0, atol=4 * torch.finfo(dtype).eps)
-    assert dqkv.isfinite().all()
+    exact_qkv = arguments["qkv_T3HD"].double().requires_grad_()
+    want = oracle.attention(**{**arguments, "qkv_T3HD": exact_qkv})
+    torch.testing.assert_close(out.double(), want.detach(), rtol=0, atol=4 * torch.finfo(dtype).eps)
+    gradient = torch.autograd.grad(want.sum(), exact_qkv)[0]
+    beyond = (gradient.abs() > torch.finfo(dtype).max / 2).any(-1, keepdim=True)
+    assert (dqkv.isfinite() | beyond).all() and not dqkv.isnan().any() and beyond.float().mean() < 0.2
 
 
 @pytest.mark.parametrize("lengths", [(50, 3), (150, 3)], ids=["short", "long"])
