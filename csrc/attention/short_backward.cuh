@@ -63,13 +63,15 @@ __device__ __forceinline__ void query_gradient(const ck_attention_args &a, int f
     const int low = memory.rows.low(begin, a.window) & ~15;
     const int high = memory.rows.high(min(begin + 15, run.rows - 1), a.window);
     float sums[4][4] = {};
+    using Scores = Tile<ShortBackward<D>::kQueries>;
+    const uint32_t dscores = Scores::across(lane, memory.dscore) ^ row16 / 8 << 4, keys = Tile<D>::along(lane, memory.key);
 #pragma unroll 2
     for (int key = low; key < high; key += 16) {
         uint32_t p[4], b[4];
-        Tile<ShortBackward<D>::kQueries>::rows_transposed(lane, p, memory.dscore, key, row16 / 8);
+        load_matrices_transposed(p, Scores::at(dscores, key, 0));
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            Tile<D>::columns_transposed(lane, b, memory.key, key, tiles[i], tiles[i + 1]);
+            load_matrices_transposed(b, Tile<D>::at(keys, key, tiles[i]));
             mma<T>(sums[i], p, b[0], b[1]);
             mma<T>(sums[i + 1], p, b[2], b[3]);
         }
@@ -170,6 +172,7 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
             if (a.drop_threshold) packed[j][h] &= ~((packed[j][h] >> 15 & 0x00010001u) * 0xffffu);
         }
     }
+    const uint32_t grads = Tile<D>::along(lane, memory.grad), queries = Tile<D>::along(lane, memory.query);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         const uint32_t of_value[4] = {packed[j][0], packed[j][1], packed[j + 1][0], packed[j + 1][1]};
@@ -177,10 +180,10 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            Tile<D>::columns_transposed(lane, b, memory.grad, 8 * j, d, d + 1);
+            load_matrices_transposed(b, Tile<D>::at(grads, 8 * j, d));
             mma<T>(dvalue[d], of_value, b[0], b[1]);
             mma<T>(dvalue[d + 1], of_value, b[2], b[3]);
-            Tile<D>::columns_transposed(lane, b, memory.query, 8 * j, d, d + 1);
+            load_matrices_transposed(b, Tile<D>::at(queries, 8 * j, d));
             mma<T>(dkey[d], of_key, b[0], b[1]);
             mma<T>(dkey[d + 1], of_key, b[2], b[3]);
         }
@@ -281,7 +284,7 @@ __device__ __forceinline__ void short_backward_run(const ck_attention_args &a,
 // CTAs as in the forward.
 template <typename T, int D>
 __device__ __forceinline__ void short_backward(const ck_attention_args &a) {
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename ShortBackward<D>::Memory *>(dynamic_memory);
     const int head = blockIdx.x % a.heads;
     const int window = blockIdx.x / a.heads * kRunTokens;
