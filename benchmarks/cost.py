@@ -1,4 +1,4 @@
-"""What the kernels of the LayerNorm/GELU family cost, counted in a simulator: ``python -m benchmarks.cost``.
+"""What the kernels of the LayerNorm/GELU family and rotary cost, counted in a simulator: ``python -m benchmarks.cost``.
 
 Needs no GPU. Each operation's own launchers run, reductions included, and the PTX that they would launch is executed.
 The counts are facts about that PTX; the fraction of copy bandwidth is an upper bound, from the least time that each
@@ -37,6 +37,8 @@ class Row:
         case = case or self.case
         inputs = case.inputs(self.direction)
         if self.language in LANGUAGES:
+            if not case.written_in(self.language):
+                raise cost_peers.Absent("has no kernel for it")
             return cost_cases.simulation(self.language), case.call(self.language, self.direction, inputs), inputs
         call, inputs = cost_peers.peer_case(self.language, case, self.direction, inputs, MULTIPROCESSORS[part])
         return cost_cases.simulation(TRITON), call, inputs
@@ -92,7 +94,7 @@ class Row:
             "operation": case.op,
             "variant": case.variant,
             "dtype": str(case.dtype).removeprefix("torch."),
-            "shape": f"{case.rows}x{case.width * (2 if case.op == 'geglu' else 1)}",
+            "shape": f"{case.rows}x{case.columns}",
             "direction": self.direction,
             "language": self.language,
         }

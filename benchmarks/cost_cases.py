@@ -1,4 +1,4 @@
-"""The calls of the cost table: operations of the LayerNorm/GELU family at training shapes, one direction at a time."""
+"""The calls of the cost table: element-wise and row operations at training shapes, one direction at a time."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cramkernels.dispatch import FAMILIES
 from tests.simulation import cuda, triton
 
 EPS = 1e-12
+HEAD_DIM, TOKENS = 64, 128  # of rotary: a head, a sequence
 DIRECTIONS = ("forward", "backward")
 CUDA, TRITON = "CUDA C++", "Triton"
 LANGUAGES = (CUDA, TRITON)
@@ -22,7 +23,7 @@ Named = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """``width``: of a norm's row; of a row of GEGLU's output, that is, half a row of its input."""
+    """``width``: of a norm's row; of a row of GEGLU's output, that is, half a row of its input; of rotary's queries."""
 
     op: str
     rows: int
@@ -43,12 +44,14 @@ class Case:
     @property
     def elements(self) -> int:
         """Of the output."""
-        return self.rows * self.width
+        return self.rows * self.width * (3 if self.op == "rotary" else 1)
 
     def compulsory(self, direction: str) -> int:
         """Bytes of every activation and gradient that has to be read or written, once each."""
         if self.op == "geglu":
             tensors = {"forward": 3, "backward": 5}[direction]
+        elif self.op == "rotary":
+            tensors = 2
         elif self.op == "add_layer_norm":  # without dropout x and residual have one gradient
             tensors = {"forward": 4, "backward": 5 if self.dropout_p else 4}[direction]
         else:
@@ -58,11 +61,21 @@ class Case:
     def inputs(self, direction: str) -> Named:
         """Tensors of the call, activations first; parameters are fp32."""
         generator = torch.Generator().manual_seed(self.rows + self.width)
-        columns = 2 * self.width if self.op == "geglu" else self.width
+        columns = self.columns
 
         def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.randn(*shape, generator=generator).to(dtype)
 
+        if self.op == "rotary":
+            angles = draw(TOKENS, HEAD_DIM // 2)
+            return {
+                "x" if direction == "forward" else "grad": draw(self.rows, 3, self.width // HEAD_DIM, HEAD_DIM).to(
+                    self.dtype
+                ),
+                "cos": angles.cos(),
+                "sin": angles.sin(),
+                "cu_seqlens": torch.arange(0, self.rows + 1, TOKENS, dtype=torch.int32),
+            }
         named = {"x": draw(self.rows, columns, dtype=self.dtype)}
         if self.op == "add_layer_norm":
             named["residual" if direction == "forward" else "grad_residual"] = draw(
@@ -80,6 +93,15 @@ class Case:
             named["seed"] = torch.tensor(7)
         return named
 
+    @property
+    def columns(self) -> int:
+        """Of a row of the input."""
+        return self.width * {"geglu": 2, "rotary": 3}.get(self.op, 1)
+
+    def written_in(self, language: str) -> bool:
+        """There are kernels in this language."""
+        return hasattr(_module(language, self.op), f"{self.op}_forward")
+
     def call(self, language: str, direction: str, inputs: Named) -> Callable[[], Named]:
         """Runs the backend's own function, launches and all, and returns its tensors by name."""
         module = _module(language, self.op)
@@ -95,6 +117,8 @@ class Case:
         return run
 
     def _arguments(self, direction: str, n: Named) -> list:
+        if self.op == "rotary":
+            return list(n.values())
         x, weight, bias, linear_bias = n["x"], n.get("weight"), n.get("bias"), n.get("linear_bias")
         dropout = [self.dropout_p, n.get("seed")]
         if self.op == "geglu":
@@ -118,6 +142,8 @@ class Case:
     def _outputs(self, direction: str) -> list[str]:
         if self.op == "geglu":
             return ["y"] if direction == "forward" else ["dx", "dlinear_bias"]
+        if self.op == "rotary":
+            return ["y" if direction == "forward" else "dx"]
         more = self.op == "add_layer_norm"
         if direction == "forward":
             return ["y", *(["new_residual"] if more else []), "mean", "rstd"]
@@ -151,6 +177,7 @@ def cases(rows: int, widths: list[int]) -> list[Case]:
             Case("layer_norm", rows, width, torch.float32),
             Case("add_layer_norm", rows, width),
             Case("add_layer_norm", rows, width, dropout_p=0.1),
+            Case("rotary", rows, width),
         ]
         for approximate in ("none", "tanh"):
             chosen += [

@@ -24,7 +24,7 @@ PARTS = ("rtx3090", "rtx4090", "a100", "h100")
 MULTIPROCESSORS = {"rtx3090": 82, "rtx4090": 128, "a100": 108, "h100": 132}
 ACTIVATION, STATISTIC, PARAMETER, PARTIAL = "activation", "statistic", "parameter", "partial"
 KINDS = dict.fromkeys(("mean", "rstd"), STATISTIC) | dict.fromkeys(
-    ("weight", "bias", "linear_bias", "dweight", "dbias", "dlinear_bias", "seed"), PARAMETER
+    ("weight", "bias", "linear_bias", "dweight", "dbias", "dlinear_bias", "seed", "cos", "sin", "cu_seqlens"), PARAMETER
 )  # by name; else an activation or gradient, or, without a name, a partial sum
 
 

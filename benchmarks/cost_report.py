@@ -72,7 +72,7 @@ def text(results: list[dict]) -> str:
 def markdown(results: list[dict], command: str, versions: dict[str, str]) -> str:
     """The table for readers of the repository."""
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = ["# Counted cost of the LayerNorm/GELU kernels", "", f"`{command}`", ""]
+    lines = ["# Counted cost of the LayerNorm/GELU kernels and rotary", "", f"`{command}`", ""]
     lines += [f"Python {platform.python_version()}, {made}.", ""]
     lines += [f"- {line}" for line in legend()] + [""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]

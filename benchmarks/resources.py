@@ -98,32 +98,33 @@ def measure(nvcc: Path, architectures: list[int], work: Path = ROOT / "build" / 
 def shared_bytes_asked_for() -> dict[tuple[str, int], int]:
     """(kernel, virtual architecture) -> the most dynamic shared memory that its launcher tells a launch hook."""
     asked: dict[tuple[str, int], int] = {}
-    before = arguments_of.SIMULATED_MAJOR
+    before = arguments_of.SIMULATED_CAPABILITY
     for virtual in (75, 80):
 
         def hook(launch: library.Launch, virtual=virtual) -> None:
             kernel = launch.symbol.decode(), virtual
             asked[kernel] = max(asked.get(kernel, 0), launch.shared_bytes)
 
-        arguments_of.SIMULATED_MAJOR = virtual // 10
+        arguments_of.SIMULATED_CAPABILITY = divmod(virtual, 10)
         try:
             with library.launch_hook(hook), simulate_backend("cuda"):
                 _launch_what_asks()
         finally:
-            arguments_of.SIMULATED_MAJOR = before
+            arguments_of.SIMULATED_CAPABILITY = before
     return asked
 
 
 def _launch_what_asks() -> None:
     """Every kernel with dynamic shared memory, at the shapes that ask for most."""
-    for dtype in (torch.float16, torch.bfloat16):
-        for head_dim in attention.HEAD_DIMS:
-            qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
-            one = torch.tensor([0, 1], dtype=torch.int32)
-            cramkernels.attention(qkv, one, 1).sum().backward()
-        _loss(dtype, 128, "recompute")
+    one = torch.tensor([0, 1], dtype=torch.int32)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for head_dim in attention.HEAD_DIMS:
+            for longest in (1, attention.SHORT_TOKENS + 1):
+                qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
+                cramkernels.attention(qkv, one, longest).sum().backward()
         _loss(dtype, LONGEST_ROW, "chunked")
+    for dtype in (torch.float16, torch.bfloat16):
+        _loss(dtype, 128, "recompute")
 
 
 def _loss(dtype: torch.dtype, vocabulary: int, mode: str) -> None:

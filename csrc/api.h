@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CK_ABI 1
+#define CK_ABI 2
 #define CK_API extern "C" __attribute__((visibility("default")))
 
 enum ck_status { CK_BAD_DTYPE = -1, CK_BAD_SHAPE = -2 };
@@ -52,8 +52,10 @@ struct ck_reduce_args {
 // Attention over packed sequences: qkv [tokens, 3, heads, head_dim], contiguous and aligned to 16 bytes, out
 // [tokens, heads, head_dim], lse [heads, tokens]; sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1].
 // cos, sin [.., head_dim / 2] rotate queries and keys, null: no rotation. key_mask [tokens]: keys that may be seen, null:
-// all. window: -1 for none. The short kernels are for sequences of at most 128 tokens; the forward takes `warps` a CTA,
-// up to 8. The backward reads qkv, grad and lse.
+// all. window: -1 for none. The short kernels are for sequences of at most 128 tokens and 16-bit types; the forward takes
+// `warps` a CTA, up to 8, and the backward reads qkv, grad and lse. The long kernels are for any length and 16-bit types, the
+// fp32 ones for any length and fp32; their backwards read out as well, and leave rowsum(grad * out) in delta
+// [heads, tokens].
 struct ck_attention_args {
     const void *qkv, *grad;
     const float *cos, *sin;
@@ -61,11 +63,22 @@ struct ck_attention_args {
     const uint8_t *key_mask;
     const int64_t *seed;
     void *out, *dqkv;
-    float *lse;
+    float *lse, *delta;
     int64_t tokens;
     int32_t sequences, heads, head_dim, dtype, window, warps;
     float scale, keep_scale;
     uint32_t drop_threshold, padding;
+};
+
+// Queries and keys of x [tokens, 3, heads, head_dim] rotated, or rotated back, to y; values and tokens of no sequence are
+// copied. head_dim: a multiple of 16, of 8 for fp32.
+struct ck_rotary_args {
+    const void *x;
+    const float *cos, *sin;
+    const int32_t *cu_seqlens;
+    void *y;
+    int64_t tokens;
+    int32_t sequences, heads, head_dim, dtype, inverse, reserved;
 };
 
 // The masked-LM loss of rows [M] over a vocabulary [V]; statistics in fp32, for a mean over `*num_tokens` rows.
@@ -115,6 +128,11 @@ CK_API int ck_geglu_forward(const ck_geglu_args *args, void *stream);
 CK_API int ck_geglu_backward(const ck_geglu_args *args, void *stream);
 CK_API int ck_attention_short_forward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_short_backward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_fp32_forward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_fp32_backward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_long_forward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_long_backward(const ck_attention_args *args, void *stream);
+CK_API int ck_rotary(const ck_rotary_args *args, void *stream);
 CK_API int ck_loss_count(const ck_loss_args *args, void *stream);
 CK_API int ck_loss_rows(const ck_loss_args *args, void *stream);
 CK_API int ck_loss_tiles(const ck_loss_args *args, void *stream);

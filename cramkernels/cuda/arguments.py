@@ -13,7 +13,8 @@ OPERATIONS = {"layer_norm": 0, "add_layer_norm": 1, "layer_norm_gelu": 2, "gelu_
 NORM, NORM_POINTERS = struct.Struct("=15Qq8i2f2I"), 15
 GEGLU, GEGLU_POINTERS = struct.Struct("=6Qq6i"), 6
 REDUCE, REDUCE_POINTERS = struct.Struct("=4Q4i"), 4
-ATTENTION, ATTENTION_POINTERS = struct.Struct("=10Qq6i2f2I"), 10
+ATTENTION, ATTENTION_POINTERS = struct.Struct("=11Qq6i2f2I"), 11
+ROTARY, ROTARY_POINTERS = struct.Struct("=5Qq6i"), 5
 LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i3fi"), 15
 BLOCKS = {
     "ck_norm_forward": (NORM, NORM_POINTERS),
@@ -21,14 +22,13 @@ BLOCKS = {
     "ck_norm_reduce": (REDUCE, REDUCE_POINTERS),
     "ck_geglu_forward": (GEGLU, GEGLU_POINTERS),
     "ck_geglu_backward": (GEGLU, GEGLU_POINTERS),
-    "ck_attention_short_forward": (ATTENTION, ATTENTION_POINTERS),
-    "ck_attention_short_backward": (ATTENTION, ATTENTION_POINTERS),
+    "ck_attention_*": (ATTENTION, ATTENTION_POINTERS),
+    "ck_rotary": (ROTARY, ROTARY_POINTERS),
     "ck_loss_*": (LOSS, LOSS_POINTERS),
 }
 PARTIAL_BYTES = 4 << 20  # at most, for the partial rows of the parameter gradients
 SIMULATED_CAPABILITY = (8, 0)  # where there is no device
 SIMULATED_MULTIPROCESSORS = 2  # where there is no device: small, so that a CTA has several rows
-SIMULATED_MAJOR = 8
 
 
 def pointer(x: torch.Tensor | None) -> int:
@@ -39,16 +39,6 @@ def pointer(x: torch.Tensor | None) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Of the device."""
     return SIMULATED_MULTIPROCESSORS if device.index is None else _multiprocessors(device.index)
-
-
-def capability_major(device: torch.device) -> int:
-    """7 for sm_75, 8 for sm_80."""
-    return SIMULATED_MAJOR if device.type != "cuda" else _capability_major(device.index)
-
-
-@cache
-def _capability_major(index: int) -> int:
-    return torch.cuda.get_device_capability(index)[0]
 
 
 @cache

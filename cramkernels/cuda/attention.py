@@ -1,6 +1,6 @@
-"""Attention in CUDA C++: outputs are allocated here, kernels are in csrc/attention.
+"""Attention and rotary embedding in CUDA C++: outputs are allocated here, kernels are in csrc/attention and csrc/rotary.
 
-The kernels hold a whole sequence at once and serve what :func:`is_short` says; the rest goes to the reference.
+:func:`path` says which kernels serve what; the rest goes to the reference.
 """
 
 from __future__ import annotations
@@ -8,35 +8,45 @@ from __future__ import annotations
 import torch
 
 from cramkernels import library
-from cramkernels.cuda.arguments import ATTENTION, DTYPES, capability, pointer
+from cramkernels.cuda.arguments import ATTENTION, DTYPES, ROTARY, capability, pointer
 from cramkernels.reference import attention as reference
 from cramkernels.reference.philox import keep_threshold
 
 HEAD_DIMS = (32, 64, 128)
 SHORT_TOKENS = 128
-FORWARD_WARPS = 8  # of a CTA; fewer would take more turns
+FORWARD_WARPS = 8  # of a CTA of the short forward; fewer would take more turns
 
 
-def is_short(qkv: torch.Tensor, max_seqlen: int) -> bool:
-    """The kernels serve this: 16-bit types, sequences of at most 128 tokens, and on sm_75 head dims up to 64."""
+def path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
+    """The kernels for these tensors: "short", "long", "fp32", or None.
+
+    The short ones hold whole sequences, of at most 128 tokens; on sm_75, with its 64 KB of shared memory, of head dims up
+    to 64. sm_75 does not multiply bf16.
+    """
     head_dim = qkv.shape[3]
-    if max_seqlen > SHORT_TOKENS or head_dim not in HEAD_DIMS or qkv.dtype == torch.float32:
-        return False
-    return head_dim <= 64 or capability(qkv.device) >= (8, 0)  # its shared memory is 64 KB
+    if head_dim not in HEAD_DIMS or qkv.dtype not in DTYPES:
+        return None
+    if qkv.dtype == torch.float32:
+        return "fp32"
+    small = capability(qkv.device) < (8, 0)
+    if small and qkv.dtype == torch.bfloat16:
+        return None
+    return "short" if max_seqlen <= SHORT_TOKENS and not (small and head_dim > 64) else "long"
 
 
 def attention_forward(
     qkv, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale: float, dropout_p: float, seed
 ):
     """qkv [T, 3, H, D] -> (out [T, H, D], lse [H, T])."""
-    if not is_short(qkv, max_seqlen):
+    served_by = path(qkv, max_seqlen)
+    if served_by is None:
         return reference.attention_forward(
             qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
     tokens, _, heads, head_dim = qkv.shape
     out = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
-    _call("ck_attention_short_forward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
+    _call(f"ck_attention_{served_by}_forward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
           out=out, lse=lse)  # fmt: skip
     return out, lse
 
@@ -45,18 +55,20 @@ def attention_backward(
     grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale, dropout_p, seed
 ):
     """dqkv [T, 3, H, D]."""
-    if not is_short(qkv, max_seqlen):
+    served_by = path(qkv, max_seqlen)
+    if served_by is None:
         return reference.attention_backward(
             grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    _call("ck_attention_short_backward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
-          grad=grad, lse=lse, dqkv=dqkv)  # fmt: skip
+    delta = None if served_by == "short" else torch.empty_like(lse)
+    _call(f"ck_attention_{served_by}_backward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
+          grad=grad, out=out, lse=lse, delta=delta, dqkv=dqkv)  # fmt: skip
     return dqkv
 
 
 def _call(
-    name: str, qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed, *, grad=None, out=None, lse=None,
+    name: str, qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed, *, out, lse, grad=None, delta=None,
     dqkv=None,
 ):  # fmt: skip
     tokens, _, heads, head_dim = qkv.shape
@@ -68,12 +80,38 @@ def _call(
     key_mask = None if key_mask is None else key_mask.contiguous()
     arguments = ATTENTION.pack(
         qkv.data_ptr(), pointer(grad), pointer(cos), pointer(sin), cu_seqlens.data_ptr(), pointer(key_mask),
-        pointer(seed), pointer(out), pointer(dqkv), pointer(lse),
-        tokens, cu_seqlens.shape[0] - 1, heads, head_dim, DTYPES[qkv.dtype], -1 if window is None else window,
-        FORWARD_WARPS,
+        pointer(seed), out.data_ptr(), pointer(dqkv), lse.data_ptr(), pointer(delta),
+        tokens, cu_seqlens.shape[0] - 1, heads, head_dim, DTYPES[qkv.dtype],
+        -1 if window is None else min(window, tokens), FORWARD_WARPS,
         scale, 1.0 / (1.0 - dropout_p), keep_threshold(dropout_p), 0,
     )  # fmt: skip
     library.call(name, arguments, qkv.device)
+
+
+def rotary_forward(qkv, cos, sin, cu_seqlens):
+    """qkv [T, 3, H, D] with queries and keys rotated."""
+    return _rotary(qkv, cos, sin, cu_seqlens, inverse=False)
+
+
+def rotary_backward(grad, cos, sin, cu_seqlens):
+    """The inverse rotation of grad [T, 3, H, D]."""
+    return _rotary(grad, cos, sin, cu_seqlens, inverse=True)
+
+
+def _rotary(x, cos, sin, cu_seqlens, *, inverse: bool):
+    tokens, _, heads, head_dim = x.shape
+    if x.dtype not in DTYPES or head_dim % (8 if x.dtype == torch.float32 else 16):  # no 16-byte pieces
+        return (reference.rotary_backward if inverse else reference.rotary_forward)(x, cos, sin, cu_seqlens)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if x.numel() == 0:
+        return y
+    x, cu_seqlens, cos, sin = _aligned(x), cu_seqlens.contiguous(), _aligned(cos.float()), _aligned(sin.float())
+    arguments = ROTARY.pack(
+        x.data_ptr(), cos.data_ptr(), sin.data_ptr(), cu_seqlens.data_ptr(), y.data_ptr(),
+        tokens, cu_seqlens.shape[0] - 1, heads, head_dim, DTYPES[x.dtype], inverse, 0,
+    )  # fmt: skip
+    library.call("ck_rotary", arguments, x.device)
+    return y
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

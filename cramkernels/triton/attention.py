@@ -2,27 +2,84 @@
 
 from __future__ import annotations
 
+import torch
+
 from cramkernels.reference import attention as reference
-from cramkernels.triton import attention_short
+from cramkernels.triton import attention_backward as backward
+from cramkernels.triton import attention_forward as forward
+from cramkernels.triton.rotary import rotated
 
 HEAD_DIMS = (32, 64, 128)  # others go to the reference
+SMALL_TILE, TILE = 64, 128  # rows
+NO_WINDOW = 1 << 30  # further than any two tokens are apart
 
 
 def attention_forward(
     qkv, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale: float, dropout_p: float, seed
 ):
     """qkv [T, 3, H, D] -> (out [T, H, D], lse [H, T])."""
-    options = (max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed)
-    if qkv.shape[-1] not in HEAD_DIMS or qkv.numel() == 0 or not attention_short.serves(qkv, max_seqlen):
-        return reference.attention_forward(qkv, cu_seqlens, *options)
-    return attention_short.forward(qkv.contiguous(), cu_seqlens, *options)
+    if not _serves(qkv):
+        return reference.attention_forward(
+            qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
+        )
+    whole = max_seqlen <= TILE and qkv.dtype != torch.float32
+    return forward.attention_forward(
+        *_contiguous(qkv, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
+        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
+    )  # fmt: skip
 
 
 def attention_backward(
     grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale, dropout_p, seed
 ):
     """dqkv [T, 3, H, D]."""
-    options = (max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed)
-    if qkv.shape[-1] not in HEAD_DIMS or qkv.numel() == 0 or not attention_short.serves(qkv, max_seqlen):
-        return reference.attention_backward(grad, qkv, out, lse, cu_seqlens, *options)
-    return attention_short.backward(grad.contiguous(), qkv.contiguous(), lse, cu_seqlens, *options)
+    if not _serves(qkv):
+        return reference.attention_backward(
+            grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
+        )
+    # with 128 columns dK, dV and dQ of a tile are more than registers hold
+    whole = max_seqlen <= TILE and qkv.dtype != torch.float32 and qkv.shape[-1] < 128
+    return backward.attention_backward(
+        *_contiguous(grad, qkv, out, lse, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
+        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
+    )  # fmt: skip
+
+
+def rotary_forward(qkv, cos, sin, cu_seqlens):
+    """Rotate q and k of qkv [T, 3, H, D]; v and rows outside every sequence pass unchanged."""
+    if not _serves(qkv) or cos.shape[0] == 0:
+        return reference.rotary_forward(qkv, cos, sin, cu_seqlens)
+    qkv, cu_seqlens = _contiguous(qkv, cu_seqlens)
+    return rotated(qkv, *_tables(cos, sin), cu_seqlens, inverse=False)
+
+
+def rotary_backward(grad, cos, sin, cu_seqlens):
+    """The rotation by the negative angle."""
+    if not _serves(grad) or cos.shape[0] == 0:
+        return reference.rotary_backward(grad, cos, sin, cu_seqlens)
+    grad, cu_seqlens = _contiguous(grad, cu_seqlens)
+    return rotated(grad, *_tables(cos, sin), cu_seqlens, inverse=True)
+
+
+def _serves(qkv) -> bool:
+    return qkv.shape[-1] in HEAD_DIMS and qkv.numel() > 0
+
+
+def _tile(qkv, max_seqlen: int, whole: bool) -> int:
+    small = max_seqlen <= SMALL_TILE if whole else qkv.dtype == torch.float32
+    return SMALL_TILE if small else TILE
+
+
+def _number(window: int | None) -> int:
+    return NO_WINDOW if window is None else min(window, NO_WINDOW)
+
+
+def _contiguous(*tensors) -> list:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+def _tables(cos, sin) -> tuple:
+    """As kernels read them; tables of no position, which only no token at all can go with, are none."""
+    if cos is None or cos.shape[0] == 0:
+        return None, None
+    return cos.float().contiguous(), sin.float().contiguous()

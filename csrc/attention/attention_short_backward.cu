@@ -1,16 +1,8 @@
 #include "short_backward.cuh"
 #include "table.h"
 
-#define CK_KERNEL(NAME, T, D)                                                                                          \
-    extern "C" __global__ void __launch_bounds__(ck::ShortBackward<D>::kThreads, ck::ShortBackward<D>::kResident)      \
-        ck_attention_short_backward_##NAME##_##D(const __grid_constant__ ck_attention_args a) {                        \
-        if constexpr (ck::is_served<T, D>())                                                                           \
-            ck::short_backward<T, D>(a);                                                                               \
-        else                                                                                                           \
-            __trap();                                                                                                  \
-    }
-#define CK_ENTRY(NAME, DTYPE, D)                                                                                       \
-    CK_ATTENTION_ENTRY(ck_attention_short_backward_##NAME##_##D, DTYPE, D, sizeof(ck::ShortBackward<D>::Memory))
+#define CK_KERNEL(NAME, T, D) CK_ATTENTION_KERNEL(short_backward, ShortBackward, (ck::is_served<T, D>()), NAME, T, D)
+#define CK_ENTRY(NAME, DTYPE, D) CK_ATTENTION_ENTRY(short_backward, ShortBackward, NAME, DTYPE, D)
 
 CK_KERNEL(f16, __half, 32)
 CK_KERNEL(f16, __half, 64)
@@ -25,5 +17,5 @@ static const ck::AttentionKernel kernels[] = {
 };
 
 int ck_attention_short_backward(const ck_attention_args *args, void *stream) {
-    return ck::launch_attention(kernels, *args, ck::divide_up(args->tokens, ck::kRunTokens) + 1, ck::ShortBackward<32>::kThreads, stream);
+    return ck::launch_attention(kernels, *args, stream, 1);  // one CTA a head for what is outside sequences
 }

@@ -13,7 +13,7 @@ namespace ck {
 
 template <int D>
 struct ShortBackward {
-    static constexpr int kWarps = kRunTokens / 16, kThreads = 32 * kWarps, kQueries = 32;
+    static constexpr int kRows = kRunTokens, kWarps = kRows / 16, kThreads = 32 * kWarps, kQueries = 32;
 #if __CUDA_ARCH__ == 750
     static constexpr int kResident = D > 32 ? 1 : 2;
 #else
@@ -38,16 +38,6 @@ struct ShortBackward {
         }
     };
 };
-
-// The inverse rotation of two neighbouring columns (x) and the two D / 2 further on (y); `table` is their place there.
-__device__ __forceinline__ void unrotate(float &x0, float &x1, float &y0, float &y1, const ck_attention_args &a,
-                                         int64_t table) {
-    const float2 cosine = *reinterpret_cast<const float2 *>(a.cos + table);
-    const float2 sine = *reinterpret_cast<const float2 *>(a.sin + table);
-    const float first = x0 * cosine.x + y0 * sine.x, second = x1 * cosine.y + y1 * sine.y;
-    y0 = y0 * cosine.x - x0 * sine.x, y1 = y1 * cosine.y - x1 * sine.y;
-    x0 = first, x1 = second;
-}
 
 // The sum over the eight threads of a column group (lanes of equal lane % 4) of x[i]; thread g of them gets that of x[g].
 __device__ __forceinline__ float scattered_sum(const float (&x)[8]) {
@@ -103,27 +93,6 @@ __device__ __forceinline__ void query_gradient(const ck_attention_args &a, int f
         T *const to = static_cast<T *>(a.dqkv) + (3ll * (run.begin + row) * a.heads + head) * D + 16 * unit;
         if (valid)
             *reinterpret_cast<uint4 *>(to + 8 * (t % 2) + t / 2 * (D / 2)) = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-}
-
-// 16 rows, from `row`, of a matrix of keys or values times the rows of a slice.
-template <typename T, int D, int TILES>
-__device__ __forceinline__ void product(int lane, int row, float (&sums)[TILES][4], const uint4 *rows,
-                                        const uint4 *slice) {
-#pragma unroll
-    for (int j = 0; j < TILES; ++j)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) sums[j][c] = 0.0f;
-#pragma unroll
-    for (int s = 0; s < D / 16; ++s) {
-        uint32_t a[4], b[4];
-        Tile<D>::rows(lane, a, rows, row, 2 * s);
-#pragma unroll
-        for (int j = 0; j < TILES; j += 2) {
-            Tile<D>::columns(lane, b, slice, 8 * j, 2 * s);
-            mma<T>(sums[j], a, b[0], b[1]);
-            mma<T>(sums[j + 1], a, b[2], b[3]);
-        }
     }
 }
 
@@ -278,7 +247,7 @@ __device__ __forceinline__ void short_backward_run(const ck_attention_args &a,
             const int query = threadIdx.x / (kRunTokens / 32), word = threadIdx.x % (kRunTokens / 32);
             if (query < S::kQueries)
                 memory.kept[query][word] =
-                    kept_keys(a, *a.seed, head, run.begin + first + query, run.begin + 32 * word);
+                    kept_keys<32>(a, *a.seed, head, run.begin + first + query, run.begin + 32 * word);
         }
         __syncthreads();
         slice_gradients<T, D>(a, first, memory, dkey, dvalue);

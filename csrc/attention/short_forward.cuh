@@ -3,18 +3,16 @@
 #pragma once
 
 #include "dropout.cuh"
+#include "rows.cuh"
 #include "run.cuh"
-#include "tile.cuh"
 
 namespace ck {
 
-constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
-// sm_75 has no bf16, and no shared memory for wide heads: there, kernels that cannot be are traps, never launched.
+// sm_75 has no shared memory for wide heads
 template <typename T, int D>
 __host__ __device__ constexpr bool is_served() {
 #if __CUDA_ARCH__ == 750
-    return D <= 64 && __is_same(T, __half);
+    return D <= 64 && is_multiplied<T>();
 #else
     return true;
 #endif
@@ -22,7 +20,7 @@ __host__ __device__ constexpr bool is_served() {
 
 template <int D>
 struct ShortForward {
-    static constexpr int kThreads = 256;  // at most; fewer warps take more turns
+    static constexpr int kRows = kRunTokens, kThreads = 256;  // at most; fewer warps take more turns
 #if __CUDA_ARCH__ == 750
     static constexpr int kResident = D > 32 ? 1 : 2;  // CTAs of a multiprocessor that shared memory has room for
 #else
@@ -63,54 +61,6 @@ __device__ __forceinline__ void rotate_rows(uint4 *tile, int count, const ck_att
     }
 }
 
-// One row of a fragment: 16 bytes a thread and group of 32 columns, rotated, as the words of each piece of 8 columns.
-template <typename T, int D>
-__device__ __forceinline__ void load_query_row(const ck_attention_args &a, const T *from, bool valid, int position,
-                                               uint32_t (&words)[D / 8]) {
-    constexpr int kGroups = D / 32;
-    const int t = threadIdx.x % 4;
-    uint4 pieces[kGroups];
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i)
-        pieces[i] = valid ? *reinterpret_cast<const uint4 *>(from + 32 * i + 8 * t) : make_uint4(0, 0, 0, 0);
-    if (a.cos) {
-        if constexpr (D >= 64) {
-#pragma unroll
-            for (int i = 0; i < kGroups / 2; ++i)
-                rotate<T>(pieces[i], pieces[i + kGroups / 2], a, static_cast<int64_t>(position) * (D / 2) + 32 * i + 8 * t);
-        } else {  // the other half of the row is the next but one thread's
-            uint4 other;
-            other.x = __shfl_xor_sync(0xffffffffu, pieces[0].x, 2), other.y = __shfl_xor_sync(0xffffffffu, pieces[0].y, 2);
-            other.z = __shfl_xor_sync(0xffffffffu, pieces[0].z, 2), other.w = __shfl_xor_sync(0xffffffffu, pieces[0].w, 2);
-            uint4 low = t < 2 ? pieces[0] : other, high = t < 2 ? other : pieces[0];
-            rotate<T>(low, high, a, static_cast<int64_t>(position) * (D / 2) + 8 * (t % 2));
-            pieces[0] = t < 2 ? low : high;
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-        uint32_t w[4] = {pieces[i].x, pieces[i].y, pieces[i].z, pieces[i].w};
-        transpose_quad(w);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) words[4 * i + j] = w[j];
-    }
-}
-
-// A row of sums, two columns a thread and piece of 8, times `factor`, written in pieces of 16 bytes.
-template <typename T, int D>
-__device__ __forceinline__ void store_row(const float (&sums)[D / 8][4], int half, float factor, T *to, bool valid) {
-    const int t = threadIdx.x % 4;
-#pragma unroll
-    for (int i = 0; i < D / 32; ++i) {
-        uint32_t w[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            w[j] = pack2<T>(sums[4 * i + j][2 * half] * factor, sums[4 * i + j][2 * half + 1] * factor);
-        transpose_quad(w);
-        if (valid) *reinterpret_cast<uint4 *>(to + 32 * i + 8 * t) = make_uint4(w[0], w[1], w[2], w[3]);
-    }
-}
-
 // Rows outside every sequence give zeros.
 template <typename T>
 __device__ __forceinline__ void zero_rows_outside(const ck_attention_args &a, T *out, int64_t step, int64_t part,
@@ -140,11 +90,11 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
     uint32_t query[kSteps][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        uint32_t words[D / 8];
+        uint4 pieces[D / 32];
         const T *const from = static_cast<const T *>(a.qkv) + (run.begin + row[h]) * step + head * D;
-        load_query_row<T, D>(a, from, row[h] < run.rows, rows.position(row[h]), words);
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) query[s][h] = words[2 * s], query[s][h + 2] = words[2 * s + 1];
+        load_row<T, D>(from, row[h] < run.rows, pieces);
+        if (a.cos) rotate_row<T, D>(a, rows.position(row[h]), pieces);
+        to_fragments<D>(pieces, h, query);
     }
 
     // Keys that any of these queries sees; the last row of a block may lie beyond the run
@@ -208,7 +158,7 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
         uint32_t kept[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-            kept[i] = kept_keys(a, seed, head, run.begin + 16 * block + lane / 2, run.begin + 32 * (lane % 2 * 2 + i));
+            kept[i] = kept_keys<32>(a, seed, head, run.begin + 16 * block + lane / 2, run.begin + 32 * (lane % 2 * 2 + i));
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             inverse[h] *= a.keep_scale;

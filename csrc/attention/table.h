@@ -1,29 +1,47 @@
-// The kernels of one direction of attention, by dtype and head dim.
+// The kernels of attention by dtype and head dim, and their launching.
 #pragma once
 
 #include "../common/launch.h"
 
-#define CK_ATTENTION_ENTRY(SYMBOL, DTYPE, D, BYTES) {DTYPE, D, BYTES, {#SYMBOL, reinterpret_cast<const void *>(SYMBOL)}}
+// SHAPE<D> has a CTA's kThreads and kRows of tokens, and its shared Memory; RUN<T, D> is what the kernel does.
+#define CK_ATTENTION_KERNEL(WHAT, SHAPE, SERVED, NAME, T, D)                                                           \
+    extern "C" __global__ void __launch_bounds__(ck::SHAPE<D>::kThreads, ck::SHAPE<D>::kResident)                      \
+        ck_attention_##WHAT##_##NAME##_##D(const __grid_constant__ ck_attention_args a) {                              \
+        if constexpr (SERVED)                                                                                          \
+            ck::WHAT<T, D>(a);                                                                                         \
+        else                                                                                                           \
+            __trap();                                                                                                  \
+    }
+#define CK_ATTENTION_ENTRY(WHAT, SHAPE, NAME, DTYPE, D)                                                                \
+    {DTYPE,                                                                                                            \
+     D,                                                                                                                \
+     ck::SHAPE<D>::kRows,                                                                                              \
+     ck::SHAPE<D>::kThreads,                                                                                           \
+     sizeof(ck::SHAPE<D>::Memory),                                                                                     \
+     {"ck_attention_" #WHAT "_" #NAME "_" #D, reinterpret_cast<const void *>(ck_attention_##WHAT##_##NAME##_##D)}}
 
 namespace ck {
 
 struct AttentionKernel {
-    int dtype, head_dim;
+    int dtype, head_dim, rows, threads;
     uint32_t shared_bytes;
     Kernel kernel;
 };
 
-// `parts` CTAs a head.
+// A CTA for each head and `rows` tokens, and `more` CTAs a head; fewer threads than the kernel's where they are given.
 template <int N>
-int launch_attention(const AttentionKernel (&kernels)[N], const ck_attention_args &a, int64_t parts, int threads,
-                     void *stream) {
-    // sequences are counted in 32 bits, and so are CTAs
-    if (a.tokens < 1 || a.tokens > 0x7fffff00 || a.sequences < 0 || a.heads < 1 || parts * a.heads > 0x7fffffff)
-        return CK_BAD_SHAPE;
-    if (threads < 32 || threads > 256) return CK_BAD_SHAPE;
-    for (const AttentionKernel &k : kernels)
-        if (k.dtype == a.dtype && k.head_dim == a.head_dim)
-            return launch(k.kernel, static_cast<unsigned>(parts * a.heads), threads, a, stream, k.shared_bytes);
+int launch_attention(const AttentionKernel (&kernels)[N], const ck_attention_args &a, void *stream, int more = 0,
+                     int threads = -1) {
+    for (const AttentionKernel &k : kernels) {
+        if (k.dtype != a.dtype || k.head_dim != a.head_dim) continue;
+        if (threads < 0) threads = k.threads;
+        const int64_t ctas = (divide_up(a.tokens, k.rows) + more) * a.heads;
+        // tokens and sequences are counted in 32 bits, and so are CTAs
+        if (a.tokens < 1 || a.tokens > 0x7fffff00 || a.sequences < 0 || a.heads < 1 || ctas > 0x7fffffff)
+            return CK_BAD_SHAPE;
+        if (threads < 32 || threads > k.threads || threads % 32) return CK_BAD_SHAPE;
+        return launch(k.kernel, static_cast<unsigned>(ctas), threads, a, stream, k.shared_bytes);
+    }
     return CK_BAD_DTYPE;
 }
 

@@ -83,4 +83,25 @@ __device__ __forceinline__ void rotate(uint4 &low, uint4 &high, const ck_attenti
     low = pack<T>(x), high = pack<T>(y);
 }
 
+// 16 rows, from `row`, of one tile times the rows of another.
+template <typename T, int D, int TILES>
+__device__ __forceinline__ void product(int lane, int row, float (&sums)[TILES][4], const uint4 *rows,
+                                        const uint4 *slice) {
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sums[j][c] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < D / 16; ++s) {
+        uint32_t a[4], b[4];
+        Tile<D>::rows(lane, a, rows, row, 2 * s);
+#pragma unroll
+        for (int j = 0; j < TILES; j += 2) {
+            Tile<D>::columns(lane, b, slice, 8 * j, 2 * s);
+            mma<T>(sums[j], a, b[0], b[1]);
+            mma<T>(sums[j + 1], a, b[2], b[3]);
+        }
+    }
+}
+
 }  // namespace ck

@@ -27,13 +27,13 @@ from cramkernels.dispatch import simulate_backend
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
-FAMILIES = (
-    "layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu",
-    "attention_short_forward", "attention_short_backward",
-)  # the longest prefix first  # fmt: skip
+FAMILIES = ("layer_norm_gelu", "layer_norm", "add_layer_norm", "gelu_layer_norm", "geglu")  # the longest prefix first
 FAMILY_FILES = {
     "ck_reduce_partials": "reduce",
     "ck_loss_rows": "loss_rows", "ck_loss_count": "loss_sums", "ck_loss_finish": "loss_sums",
+    "ck_attention_short_forward": "attention_short_forward", "ck_attention_short_backward": "attention_short_backward",
+    "ck_attention_long_forward": "attention_long_forward", "ck_attention_long_d": "attention_long_backward",
+    "ck_attention_fp32": "attention_fp32", "ck_rotary": "rotary",
     "ck_loss_tiles": "loss_recompute", "ck_loss_slice": "loss_recompute", "ck_loss_combine": "loss_recompute",
 }  # by the beginning of the kernel's name  # fmt: skip
 SIMULATOR = ROOT / ".." / "shared" / "tools" / "ptxsim"
@@ -136,12 +136,12 @@ def simulated(architecture: int, check: str = "full", sources: Path = SOURCES) -
         executed.append((symbol, result))
         executed.launches.append(library.Launch.from_buffer_copy(launch))
 
-    before, arguments.SIMULATED_MAJOR = arguments.SIMULATED_MAJOR, architecture // 10
+    before, arguments.SIMULATED_CAPABILITY = arguments.SIMULATED_CAPABILITY, divmod(architecture, 10)
     try:
         with library.launch_hook(hook), simulate_backend("cuda"):
             yield executed
     finally:
-        arguments.SIMULATED_MAJOR = before
+        arguments.SIMULATED_CAPABILITY = before
 
 
 def _translated(raw: bytes, memory) -> bytes:

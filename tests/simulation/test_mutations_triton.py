@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from cramkernels import dispatch
-from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, LossCase, RowCase
+from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, AttentionCase, LossCase, RowCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.triton import simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
+CompilationError = importlib.import_module("triton.compiler.errors").CompilationError
 launch = importlib.import_module("cramkernels.triton.launch")
 FOLDER = Path(dispatch.__file__).parent / "triton"
 NORM, ADD = "layer_norm", "add_layer_norm"
@@ -24,6 +25,15 @@ LOSS_LONG = LossCase("mlm_loss", BF16, tokens=3, hidden=8, vocabulary=40_003, sp
 LOSS_TILED = LossCase(
     "mlm_loss", FP16, tokens=9, masked=21, hidden=40, vocabulary=701, options=(("mode", "recompute"),)
 )
+ATTENTION = "attention"
+EVERYTHING = dict(heads=2, head_dim=32, outside=(2, 3), rope=True, masked=0.2)
+EVERY_OPTION = (("window", 20), ("dropout_p", 0.2), ("seed", 2**40 + 3))
+PLAIN_SHORT = AttentionCase(ATTENTION, BF16, lengths=(33, 60), heads=1, head_dim=32, outside=(2, 3))
+PLAIN_LONG = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, outside=(2, 0), spread=3.0)
+SHORT = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 17, 60, 5), options=EVERY_OPTION, **EVERYTHING)
+LONG = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 140, 5), options=EVERY_OPTION, **EVERYTHING)
+ODD = AttentionCase(ATTENTION, BF16, lengths=(3, 128), heads=1, head_dim=32, options=(("dropout_p", 0.3), ("seed", 5)))
+ROTARY = AttentionCase("rotary", BF16, lengths=(7, 0, 40), heads=3, head_dim=32, outside=(2, 5))
 # Of the reduction's kernel more than one turn; but of LOSS_TILED's 6 tiles of the vocabulary 3 to a program
 MULTIPROCESSORS = {"normalization": 36, "activation": 36, "mlm_loss": 2}
 MUTANTS = [
@@ -68,7 +78,56 @@ MUTANTS = [
     ("mlm_loss", "(columns < vocabulary)[:, None] & (at < width)", "(columns <= vocabulary)[:, None] & (at < width)",
      LOSS_TILED),
     ("mlm_loss", "(local_rows < count)[:, None] & inside)", "inside & (local_rows >= 0)[:, None])", LOSS_TILED),
+    ("attention_forward", "total = total * shrink + tl.sum(p, 1)", "total = total + tl.sum(p, 1)", PLAIN_LONG),
+    ("attention_forward", "out * shrink[:, None]", "out", PLAIN_LONG),
+    ("attention_forward", "scores * scale_log2, float", "scores, float", PLAIN_SHORT),
+    ("attention_forward", "last, CHUNK", "last // CHUNK * CHUNK, CHUNK", PLAIN_SHORT),
+    ("attention_forward", "(key >= first) & (key < last)", "key >= first", PLAIN_LONG),
+    ("attention_forward", "key[None, :] >= low[:, None]", "key[None, :] > low[:, None]", PLAIN_SHORT),
+    ("attention_forward", "(highest + tl.log2(total)) * 0.6931471805599453", "highest + tl.log2(total)", PLAIN_SHORT),
+    ("attention_forward", "visible &= (tl", "visible |= (tl", SHORT),
+    ("attention_forward", "factor *= keep_scale", "factor *= 1.0", SHORT),
+    ("attention_backward", "(dp - delta[None, :])", "dp", PLAIN_SHORT),
+    ("attention_backward", "(dp - delta[:, None])", "dp", PLAIN_LONG),
+    ("attention_backward", "tl.sum(do * out, 1)", "tl.sum(do, 1)", PLAIN_LONG),
+    ("attention_backward", "dk * scale", "dk", PLAIN_SHORT),
+    ("attention_backward", "slices_start, slices_end = begin, end", "slices_start, slices_end = first, last",
+     PLAIN_SHORT),
+    ("attention_backward", "(query >= first) & (query < last)", "query >= first", PLAIN_LONG),
+    ("attention_backward", "dropped = tl.where(keep, p, 0.0)", "dropped = p", SHORT),
+    ("attention_backward", "dp = tl.where(keep, dp * keep_scale, 0.0)", "dp = dp * keep_scale", SHORT),
+    ("attention_backward", "tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)",
+     "tl.load(key_mask_ptr + row, real, 0) != 0, high, high)", LONG),
+    ("attention_backward", "kept(seed_ptr, head, row, chunk,", "kept(seed_ptr, head, row, chunk + 4,", LONG),
+    ("attention_tiles", "row - window)", "row - window + 1)", SHORT),
+    ("attention_tiles", "tl.minimum(end, row + window + 1)", "row + window + 1", SHORT),
+    ("attention_tiles", "inside = (count >= 1) & (count <= sequences)", "inside = count >= 1", PLAIN_SHORT),
+    ("attention_tiles", "tl.where(real, token - start, 0)", "tl.where(real, token, 0)", SHORT),
+    ("attention_tiles", "x * cos - y * sin", "x * cos + y * sin", LONG),
+    ("attention_tiles", "first * cos + second * sin", "first * cos - second * sin", SHORT),
+    ("attention_tiles", "end = _last_start(cu_ptr, origin + TILE,", "end = _last_start(cu_ptr, origin + 2 * TILE,",
+     PLAIN_SHORT),
+    ("attention_tiles", "(key_origin // 4 + tl.arange", "(tl.arange", LONG),
+    ("attention_tiles", "place == 2, w2, w3", "place == 2, w3, w2", ODD),
+    ("rotary", "sin = -sin", "sin = sin", ROTARY),
+    ("rotary", "y * cos + x * sin", "y * cos - x * sin", ROTARY),
+    ("rotary", "tl.where(inside[:, None], turned_first, first)", "turned_first", ROTARY),
+    ("rotary", "real = row < tokens", "real = row <= tokens", ROTARY),
+    ("rotary", "position = row - start", "position = row", ROTARY),
+    ("rotary", "range(tl.program_id(1), 2 * heads", "range(tl.program_id(1), heads", ROTARY),
 ]  # fmt: skip
+# what a mutant is part of, in the order of imports: each is loaded again, so that all of them see the mutant
+FAMILY = ("attention_tiles", "rotary", "attention_forward", "attention_backward", "attention")
+
+
+def load(name, folder, monkeypatch):
+    """Load a module of the Triton backend from this folder, in the place of the true one."""
+    full_name = f"cramkernels.triton.{name}"
+    spec = importlib.util.spec_from_file_location(full_name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, full_name, module)
+    monkeypatch.setattr(importlib.import_module("cramkernels.triton"), name, module, raising=False)
+    spec.loader.exec_module(module)
 
 
 @pytest.mark.parametrize(("name", "there", "planted", "case"), MUTANTS, ids=[f"{m[0]}:{m[1][:40]}" for m in MUTANTS])
@@ -76,12 +135,9 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
     text = (FOLDER / f"{name}.py").read_text()
     assert there in text, f"{name}.py has changed: {there}"
     (tmp_path / f"{name}.py").write_text(text.replace(there, planted, 1))
-    full_name = f"cramkernels.triton.{name}"
-    spec = importlib.util.spec_from_file_location(full_name, tmp_path / f"{name}.py")
-    mutant = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, full_name, mutant)
-    spec.loader.exec_module(mutant)
-    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", MULTIPROCESSORS[name])
+    for module in FAMILY if name in FAMILY else (name,):
+        load(module, tmp_path if module == name else FOLDER, monkeypatch)
+    monkeypatch.setattr(launch, "SIMULATED_MULTIPROCESSORS", MULTIPROCESSORS.get(name, 2))
     arguments = case.arguments()
     expected = plain(case, arguments), exact(case, arguments)
     dispatch._implementation.cache_clear()
@@ -92,6 +148,22 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
             assert executed, "the mutant did not run"
             assert_error_rule(results, *expected, case.dtype)
         assert "did not run" not in str(caught.value)
+        assert not isinstance(caught.value, NameError | SyntaxError | CompilationError), "the mutant did not compile"
     finally:
         dispatch._implementation.cache_clear()
     proof("planted bugs caught", {f"{name}:{there}"})
+
+
+@pytest.mark.parametrize("case", [PLAIN_SHORT, PLAIN_LONG, SHORT, LONG, ODD, ROTARY], ids=str)
+def test_without_a_bug_the_cases_pass(case, monkeypatch):
+    for module in FAMILY:
+        load(module, FOLDER, monkeypatch)
+    arguments = case.arguments()
+    dispatch._implementation.cache_clear()
+    try:
+        with simulated(80) as executed:
+            results = ours(case, arguments)
+        assert executed
+    finally:
+        dispatch._implementation.cache_clear()
+    assert_error_rule(results, plain(case, arguments), exact(case, arguments), case.dtype)

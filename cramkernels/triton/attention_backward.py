@@ -1,0 +1,227 @@
+"""The backward of attention: probabilities are recomputed from the log-sum-exp.
+
+A program that owns a tile of keys keeps their dK and dV in registers and streams slices of queries and of output
+gradients. Scores are computed transposed, keys by queries, so that probabilities are operands of the tensor cores where
+they are. Where tiles are runs of whole sequences that program sees all there is of them: it sums dS = P * (dP - delta)
+up to delta itself and writes dQ too, so that everything moves once. Where sequences are cut, delta = rowsum(dO * O) is
+computed before, and one half of the programs own keys, the other half queries, for dQ.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from cramkernels.reference.philox import keep_threshold
+from cramkernels.triton.attention_forward import LOG2_E
+from cramkernels.triton.attention_tiles import (
+    kept,
+    load_rotated,
+    load_tile,
+    next_start,
+    positions,
+    precision,
+    recomputed,
+    row_bounds,
+    run_of_segments,
+    seen_range,
+    settled_16_bit,
+    store_tile,
+    store_unrotated,
+)  # fmt: skip
+from cramkernels.triton.launch import OPTIONS, on_device
+
+SLICE, CHUNK, DELTA_ROWS = 16, 32, 32
+
+
+@triton.jit
+def _key_gradients(
+    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold; if WHOLE, their dQ too."""
+    stride = 3 * heads * D
+    q_ptr = qkv_ptr + head * D
+    dq_ptr = dqkv_ptr + head * D
+    row = origin + tl.arange(0, TILE)
+    real = (row >= begin) & (row < end)
+    position, low, high = row_bounds(cu_ptr, row, real, origin, TILE, sequences, window)
+    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
+    slices_start, slices_end = first, last
+    if WHOLE:  # tokens outside every sequence have a gradient to be written: zeros
+        slices_start, slices_end = begin, end
+    if KEY_MASK:
+        high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
+    seen = low < high  # what no query sees may hold NaN, which not even a probability of zero would stop
+    k, k_second = load_rotated(q_ptr + heads * D, row, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
+    v = load_tile(q_ptr + 2 * heads * D, row, seen, stride, D)
+    dk = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
+    dk_second = dk
+    dv = tl.zeros([TILE, D], tl.float32)
+    for query_start in tl.range(slices_start, slices_end, SLICE, num_stages=2):
+        query = query_start + tl.arange(0, SLICE)
+        asked = (query >= first) & (query < last)
+        query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
+        q, q_second = load_rotated(q_ptr, query, asked, stride, cos_ptr, sin_ptr, query_position, D, ROPE)
+        if not ROPE:
+            q = settled_16_bit(q)
+        do = settled_16_bit(load_tile(grad_ptr + head * D, query, asked, heads * D, D))
+        statistic = tl.cast(head, tl.int64) * tokens + query
+        lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
+        visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        if ROPE:
+            scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
+        p = recomputed(scores * scale_log2 - lse[None, :], visible)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        dropped = p
+        if DROPOUT:
+            keep = tl.trans(kept(seed_ptr, head, query, origin, threshold, TILE))
+            dropped = tl.where(keep, p, 0.0)
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)
+        if WHOLE:
+            delta = tl.sum(p * dp, 0)
+        else:
+            delta = tl.load(delta_ptr + statistic, asked, 0.0)
+        ds = (p * (dp - delta[None, :])).to(do.dtype)
+        dk = tl.dot(ds, q, dk, input_precision=PRECISION)
+        if ROPE:
+            dk_second = tl.dot(ds, q_second, dk_second, input_precision=PRECISION)
+        if WHOLE:
+            if query_start < slices_end:  # always; but only in a block of its own are warps laid out for this product
+                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
+                dq_second = dq
+                if ROPE:
+                    dq_second = tl.dot(tl.trans(ds), k_second, input_precision=PRECISION) * scale
+                store_unrotated(
+                    dq_ptr, query, query < end, stride, dq, dq_second, cos_ptr, sin_ptr, query_position, D, ROPE
+                )
+    if DROPOUT:
+        dv *= keep_scale
+    store_tile(dq_ptr + 2 * heads * D, row, real, stride, dv, D)
+    store_unrotated(
+        dq_ptr + heads * D, row, real, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr, position, D, ROPE
+    )
+
+
+@triton.jit
+def _query_gradients(
+    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """dQ of the queries [begin, end), at most TILE."""
+    stride = 3 * heads * D
+    q_ptr = qkv_ptr + head * D
+    k_ptr = q_ptr + heads * D
+    row = begin + tl.arange(0, TILE)
+    real = row < end
+    position, low, high = row_bounds(cu_ptr, row, real, begin, TILE, sequences, window)
+    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
+    seeing = low < high
+    q, q_second = load_rotated(q_ptr, row, seeing, stride, cos_ptr, sin_ptr, position, D, ROPE)
+    do = load_tile(grad_ptr + head * D, row, seeing, heads * D, D)
+    statistic = tl.cast(head, tl.int64) * tokens + row
+    lse = tl.load(lse_ptr + statistic, seeing, 0.0) * 1.4426950408889634
+    delta = tl.load(delta_ptr + statistic, seeing, 0.0)
+    dq = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
+    dq_second = dq
+    for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=2):
+        key = chunk + tl.arange(0, CHUNK)
+        present = (key >= first) & (key < last)
+        key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
+        k, k_second = load_rotated(k_ptr, key, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
+        if not ROPE:
+            k = settled_16_bit(k)
+        v = settled_16_bit(load_tile(k_ptr + heads * D, key, present, stride, D))
+        visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
+        if KEY_MASK:
+            visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if ROPE:
+            scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
+        p = recomputed(scores * scale_log2 - lse[:, None], visible)
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        if DROPOUT:
+            dp = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), dp * keep_scale, 0.0)
+        ds = (p * (dp - delta[:, None])).to(k.dtype)
+        dq = tl.dot(ds, k, dq, input_precision=PRECISION)
+        if ROPE:
+            dq_second = tl.dot(ds, k_second, dq_second, input_precision=PRECISION)
+    store_unrotated(
+        dqkv_ptr + head * D, row, real, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr, position, D, ROPE
+    )
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "window", "threshold"])
+def _attention_backward_kernel(
+    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0) % heads
+    begin = tl.program_id(0) // heads * TILE
+    if WHOLE:
+        stop = next_start(cu_ptr, begin + TILE, tokens, sequences)
+        begin = next_start(cu_ptr, begin, tokens, sequences)
+        while begin < stop:
+            origin, end = run_of_segments(cu_ptr, begin, stop, sequences, TILE)
+            _key_gradients(
+                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+                origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+                D, TILE, SLICE, True, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            )  # fmt: skip
+            begin = end
+    else:
+        stop = tl.minimum(begin + TILE, tokens)
+        if tl.program_id(1) == 0:
+            _key_gradients(
+                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+                begin, begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+                D, TILE, SLICE, False, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            )  # fmt: skip
+        else:
+            _query_gradients(
+                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+                begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+                D, TILE, CHUNK, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.constexpr, ROWS: tl.constexpr):
+    head = tl.program_id(0) % heads
+    row = tl.program_id(0) // heads * ROWS + tl.arange(0, ROWS)
+    real = row < tokens
+    do = load_tile(grad_ptr + head * D, row, real, heads * D, D).to(tl.float32)
+    out = load_tile(out_ptr + head * D, row, real, heads * D, D).to(tl.float32)
+    tl.store(delta_ptr + tl.cast(head, tl.int64) * tokens + row, tl.sum(do * out, 1), real)
+
+
+def attention_backward(
+    grad, qkv, out, lse, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed
+):
+    """dqkv of contiguous tensors; ``out`` is read only where sequences are cut; the window is a number."""
+    tokens, _, heads, head_dim = qkv.shape
+    dqkv = torch.empty_like(qkv)
+    delta = None if whole else torch.empty_like(lse)
+    with on_device(qkv):
+        if not whole:
+            _attention_delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
+                grad, out, delta, tokens, heads, D=head_dim, ROWS=DELTA_ROWS, num_warps=1, **OPTIONS
+            )
+        _attention_backward_kernel[(triton.cdiv(tokens, tile) * heads, 1 if whole else 2)](
+            grad, qkv, lse, delta, cu_seqlens, cos, sin, key_mask, seed, dqkv,
+            tokens, cu_seqlens.shape[0] - 1, heads, window, scale, scale * LOG2_E,
+            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, SLICE=SLICE, CHUNK=CHUNK,
+            WHOLE=whole, PRECISION=precision(qkv.dtype),
+            ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
+            num_warps=tile // 16, **OPTIONS,
+        )  # fmt: skip
+    return dqkv

@@ -1,0 +1,109 @@
+"""The forward of attention: scores of a tile of queries with chunks of keys, softmax with a running maximum.
+
+Where sequences are short, tiles are runs of whole sequences: a program (window of TILE tokens, head) takes the
+sequences that begin in its window, as many at a time as a tile holds, and so reads and writes everything once. Longer
+sequences are cut into tiles of queries, and each tile reads again the keys and values that it sees.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from cramkernels.reference.philox import keep_threshold
+from cramkernels.triton.attention_tiles import (
+    kept,
+    load_rotated,
+    load_tile,
+    next_start,
+    positions,
+    precision,
+    row_bounds,
+    run_of_segments,
+    seen_range,
+    store_tile,
+)  # fmt: skip
+from cramkernels.triton.launch import OPTIONS, on_device
+
+CHUNK = 32
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "window", "threshold"])
+def _attention_forward_kernel(
+    qkv_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, out_ptr, lse_ptr,
+    tokens, sequences, heads, window, scale_log2, threshold, keep_scale,
+    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0) % heads
+    begin = tl.program_id(0) // heads * TILE
+    stop = tl.minimum(begin + TILE, tokens)
+    if WHOLE:
+        begin = next_start(cu_ptr, begin, tokens, sequences)
+        stop = next_start(cu_ptr, stop, tokens, sequences)
+    stride = 3 * heads * D
+    q_ptr = qkv_ptr + head * D
+    k_ptr = q_ptr + heads * D
+    v_ptr = k_ptr + heads * D
+    while begin < stop:
+        if WHOLE:
+            origin, end = run_of_segments(cu_ptr, begin, stop, sequences, TILE)
+        else:
+            origin, end = begin, stop
+        row = origin + tl.arange(0, TILE)
+        real = (row >= begin) & (row < end)
+        position, low, high = row_bounds(cu_ptr, row, real, origin, TILE, sequences, window)
+        first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
+        q, q_second = load_rotated(q_ptr, row, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
+        highest = tl.full([TILE], float("-inf"), tl.float32)
+        total = tl.zeros([TILE], tl.float32)
+        out = tl.zeros([TILE, D], tl.float32)
+        for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=2):
+            key = chunk + tl.arange(0, CHUNK)
+            present = (key >= first) & (key < last)
+            key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
+            k, k_second = load_rotated(k_ptr, key, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
+            v = load_tile(v_ptr, key, present, stride, D)
+            visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
+            if KEY_MASK:
+                visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if ROPE:
+                scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
+            scores = tl.where(visible, scores * scale_log2, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            base = tl.where(higher == float("-inf"), 0.0, higher)  # saw no key yet
+            p = tl.exp2(scores - base[:, None])
+            shrink = tl.exp2(highest - base)
+            highest = higher
+            total = total * shrink + tl.sum(p, 1)
+            if DROPOUT:
+                p = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), p, 0.0)
+            out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+        some = total > 0.0
+        factor = tl.where(some, 1.0 / total, 0.0)
+        if DROPOUT:
+            factor *= keep_scale
+        store_tile(out_ptr + head * D, row, real, heads * D, out * factor[:, None], D)
+        lse = tl.where(some, (highest + tl.log2(total)) * 0.6931471805599453, 0.0)
+        tl.store(lse_ptr + tl.cast(head, tl.int64) * tokens + row, lse, real)
+        begin = end
+
+
+def attention_forward(qkv, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed):
+    """(out, lse) of contiguous qkv; the window is a number."""
+    tokens, _, heads, head_dim = qkv.shape
+    out = qkv.new_empty(tokens, heads, head_dim)
+    lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
+    with on_device(qkv):
+        _attention_forward_kernel[(triton.cdiv(tokens, tile) * heads,)](
+            qkv, cu_seqlens, cos, sin, key_mask, seed, out, lse,
+            tokens, cu_seqlens.shape[0] - 1, heads, window, scale * LOG2_E,
+            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, CHUNK=CHUNK, WHOLE=whole,
+            PRECISION=precision(qkv.dtype),
+            ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
+            num_warps=tile // 16, **OPTIONS,
+        )  # fmt: skip
+    return out, lse

@@ -1,0 +1,244 @@
+"""What attention kernels share: who sees whom in a tile of packed tokens, its loads and stores, rotation, dropout.
+
+A tile is a run of packed tokens, whatever the sequences in it. Its rows know the range of packed tokens that they see,
+[low, high), their sequence cut to the window, and that is all that masking needs. The relation is symmetric, so the
+same range says which queries see a key.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.random import philox_impl
+
+# Products of fp32: every number as two tf32 terms, 22 of its 24 bits and more by rounding, so that all but the product
+# of the small terms is there. Errors stay below those of plain fp32 sums (tests hold them to twice plain PyTorch's).
+# bf16x6, in the same time of the tensor cores, has the last two bits too, but takes half as many instructions again to
+# split what it multiplies, and reads it with bank conflicts.
+FP32_PRECISION = "tf32x3"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """The ``input_precision`` of products of this dtype; of 16-bit tensors there is only one."""
+    return FP32_PRECISION if dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def count_up_to(cu_ptr, x, first, last):
+    """How many of the ascending cu[:last] are <= x, of which the first ``first`` surely are. x: scalar or tensor."""
+    found = x * 0 + first
+    left = last - first
+    while left > 0:
+        step = (left + 1) // 2
+        found = tl.where(tl.load(cu_ptr + found + step - 1) <= x, found + step, found)
+        left //= 2
+    return found
+
+
+@triton.jit
+def segments(cu_ptr, x, first, last, sequences):
+    """(start, end, inside) of the sequences of tokens x; one that is outside of all is a segment of its own.
+
+    ``first``, ``last``: bounds on how many of cu are <= x.
+    """
+    count = count_up_to(cu_ptr, x, first, last)
+    inside = (count >= 1) & (count <= sequences)
+    at = tl.where(inside, count, 1)
+    start = tl.where(inside, tl.load(cu_ptr + at - 1, inside, 0), x)
+    end = tl.where(inside, tl.load(cu_ptr + at, inside, 0), x + 1)
+    return start, end, inside
+
+
+@triton.jit
+def next_start(cu_ptr, token, tokens, sequences):
+    """Where the first segment begins that begins at ``token`` or later."""
+    start, end, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+    return tl.minimum(tl.where(start == token, start, end), tokens)
+
+
+@triton.jit
+def _last_start(cu_ptr, token, stop, sequences):
+    """Where the segment that holds ``token`` begins, or ``stop`` if that comes first."""
+    start = stop
+    if token < stop:
+        start, _, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+    return start
+
+
+@triton.jit
+def run_of_segments(cu_ptr, begin, stop, sequences, TILE: tl.constexpr):
+    """(origin, end): TILE rows from ``origin`` hold the whole segments in [begin, end), as many as fit.
+
+    The origin is a multiple of four, which dropout likes, unless then not even one segment would fit.
+    """
+    origin = begin // 4 * 4
+    end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+    if end <= begin:
+        origin = begin
+        end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+        end = tl.where(end <= begin, begin + TILE, end)  # only if max_seqlen was wrong: go on all the same
+    return origin, end
+
+
+@triton.jit
+def row_bounds(cu_ptr, row, real, origin, size, sequences, window):
+    """(position, low, high) of the packed rows [origin, origin + size); empty ranges where not ``real`` or outside.
+
+    position: within the sequence, 0 where there is none.
+    """
+    first = count_up_to(cu_ptr, origin, 0, sequences + 1)
+    last = count_up_to(cu_ptr, origin + size - 1, first, sequences + 1)
+    start, end, inside = segments(cu_ptr, row, first, last, sequences)
+    seeing = real & inside
+    low = tl.where(seeing, tl.maximum(start, row - window), 0)
+    high = tl.where(seeing, tl.minimum(end, row + window + 1), 0)
+    return tl.where(seeing, row - start, 0), low, high
+
+
+@triton.jit
+def seen_range(cu_ptr, low, high, sequences):
+    """(first, last, at least, at most) of the rows with these bounds: the packed tokens [first, last) that they see,
+    all of them inside sequences, and limits on how many of cu are <= one of them."""
+    first = tl.min(tl.where(low < high, low, 0x7FFFFFFF), 0)
+    last = tl.max(high, 0)
+    at_least, at_most = 0, 0
+    if first < last:
+        at_least = count_up_to(cu_ptr, first, 0, sequences + 1)
+        at_most = count_up_to(cu_ptr, last - 1, at_least, sequences + 1)
+    return first, last, at_least, at_most
+
+
+@triton.jit
+def positions(cu_ptr, token, real, at_least, at_most, sequences, ROPE: tl.constexpr):
+    """Of tokens in a seen range within their sequences; zeros where not ``real`` or not needed."""
+    position = token * 0
+    if ROPE:
+        start, _, _ = segments(cu_ptr, token, at_least, at_most, sequences)
+        position = tl.where(real, token - start, 0)
+    return position
+
+
+@triton.jit
+def load_tile(base_ptr, row, real, stride, D: tl.constexpr):
+    """Packed rows of one head [R, D]; zeros where not ``real``, whatever memory holds there."""
+    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
+    return tl.load(base_ptr + at, real[:, None], 0.0)
+
+
+@triton.jit
+def store_tile(base_ptr, row, real, stride, x, D: tl.constexpr):
+    """The counterpart of :func:`load_tile`."""
+    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
+    tl.store(base_ptr + at, x.to(base_ptr.dtype.element_ty), real[:, None])
+
+
+@triton.jit
+def load_angles(cos_ptr, sin_ptr, position, HALF: tl.constexpr):
+    """(cos, sin) [R, D / 2] of the positions."""
+    at = position[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    return tl.load(cos_ptr + at), tl.load(sin_ptr + at)
+
+
+@triton.jit
+def _either(a, b):
+    return a
+
+
+@triton.jit
+def settled(x):
+    """``x`` as it is, computed and laid out once, then read by each product from shared memory when its turn comes.
+
+    Without this, changes of layout move up to the loads, past any arithmetic: every warp would rotate the whole tile
+    again, and hold it in registers for every product to come. They do not move past a reduction, even of one element.
+    """
+    return tl.reduce(x[None, :, :], 0, _either)
+
+
+@triton.jit
+def settled_16_bit(x):
+    """As :func:`settled`. fp32 stays where it was loaded to: another copy takes much shared memory, and conflicts."""
+    if x.dtype != tl.float32:
+        x = settled(x)
+    return x
+
+
+@triton.jit
+def load_rotated(base_ptr, row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
+    """Queries or keys. Without rotation the tile, twice; else its halves [R, D / 2], rotated in fp32 and rounded."""
+    if ROPE:
+        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
+        x = load_tile(base_ptr, row, real, stride, D // 2).to(tl.float32)
+        y = load_tile(base_ptr + D // 2, row, real, stride, D // 2).to(tl.float32)
+        first = settled((x * cos - y * sin).to(base_ptr.dtype.element_ty))
+        second = settled((y * cos + x * sin).to(base_ptr.dtype.element_ty))
+    else:
+        first = load_tile(base_ptr, row, real, stride, D)
+        second = first
+    return first, second
+
+
+@triton.jit
+def store_unrotated(
+    base_ptr, row, real, stride, first, second, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr
+):
+    """The gradient of what :func:`load_rotated` gave, as the gradient of what it loaded."""
+    if ROPE:
+        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
+        store_tile(base_ptr, row, real, stride, first * cos + second * sin, D // 2)
+        store_tile(base_ptr + D // 2, row, real, stride, second * cos - first * sin, D // 2)
+    else:
+        store_tile(base_ptr, row, real, stride, first, D)
+
+
+@triton.jit
+def recomputed(exponent, visible):
+    """Probabilities from base-2 logarithms. At most one: of huge scores the log-sum-exp is not known to one, and what
+    is beyond it would overflow. NaN stays NaN."""
+    exponent = tl.minimum(tl.where(visible, exponent, float("-inf")), 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.exp2(exponent)
+
+
+@triton.jit
+def _philox(seed, head, query, block):
+    """The four words of cramkernels/reference/philox.py, stream 0; query and block are of one shape."""
+    key = seed.to(tl.uint64)
+    zeros = block * 0
+    return philox_impl(
+        block, query, zeros + tl.cast(head, tl.uint32), zeros,
+        (key & 0xFFFFFFFF).to(tl.uint32), (key >> 32).to(tl.uint32), 10,
+    )  # fmt: skip
+
+
+@triton.jit
+def _kept_by_blocks(seed, head, rows, key_origin, limit, KEYS: tl.constexpr):
+    """Where the keys begin with a block: one draw for four."""
+    block = (key_origin // 4 + tl.arange(0, KEYS // 4)).to(tl.uint32)[None, :]
+    w0, w1, w2, w3 = _philox(seed, head, rows + block * 0, block + rows * 0)
+    return tl.interleave(
+        tl.interleave((w0 >= limit).to(tl.int8), (w2 >= limit).to(tl.int8)),
+        tl.interleave((w1 >= limit).to(tl.int8), (w3 >= limit).to(tl.int8)),
+    )
+
+
+@triton.jit
+def _kept_by_keys(seed, head, rows, key_origin, limit, KEYS: tl.constexpr):
+    """Anywhere: each key draws its block itself."""
+    key = (key_origin + tl.arange(0, KEYS)).to(tl.uint32)[None, :] + rows * 0
+    w0, w1, w2, w3 = _philox(seed, head, rows + key * 0, key // 4)
+    place = key % 4
+    word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
+    return (word >= limit).to(tl.int8)
+
+
+@triton.jit
+def kept(seed_ptr, head, query, key_origin, threshold, KEYS: tl.constexpr):
+    """Dropout mask [R, KEYS] of these packed query rows and the KEYS packed key rows from ``key_origin`` on."""
+    seed = tl.load(seed_ptr)
+    limit = tl.cast(threshold, tl.uint32)
+    rows = query.to(tl.uint32)[:, None]
+    if key_origin % 4 == 0:
+        keep = _kept_by_blocks(seed, head, rows, key_origin, limit, KEYS)
+    else:
+        keep = _kept_by_keys(seed, head, rows, key_origin, limit, KEYS)
+    return keep != 0
