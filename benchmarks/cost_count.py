@@ -23,7 +23,7 @@ SECTOR = 32
 PARTS = ("rtx3090", "rtx4090", "a100", "h100")
 MULTIPROCESSORS = {"rtx3090": 82, "rtx4090": 128, "a100": 108, "h100": 132}
 ACTIVATION, STATISTIC, PARAMETER, PARTIAL = "activation", "statistic", "parameter", "partial"
-KINDS = dict.fromkeys(("mean", "rstd"), STATISTIC) | dict.fromkeys(
+KINDS = dict.fromkeys(("mean", "rstd", "lse"), STATISTIC) | dict.fromkeys(
     ("weight", "bias", "linear_bias", "dweight", "dbias", "dlinear_bias", "seed", "cos", "sin", "cu_seqlens"), PARAMETER
 )  # by name; else an activation or gradient, or, without a name, a partial sum
 
@@ -69,6 +69,7 @@ class Counted:
 
 
 Named = dict[str, torch.Tensor]
+Packed = dict[str, tuple[str, ...]]
 
 
 def obstacle() -> str | None:
@@ -94,32 +95,32 @@ def of_a_part(multiprocessors: int) -> Iterator[None]:
             module.SIMULATED_MULTIPROCESSORS = value
 
 
-def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, multiprocessors: int) -> Counted:
+def counted(
+    simulation: Callable, call: Callable[[], Named], inputs: Named, multiprocessors: int, packed: Packed | None = None
+) -> Counted:
     """Run ``call``, which returns its named outputs, in a simulation, and count.
 
     A buffer is told by its tensor: an input or an output, else it is a partial sum, that lives only within the call.
+    ``packed``: the names of the parts of tensors [..., parts, heads, head dim], each counted as a tensor of its own.
     """
-    with _requests() as requests, of_a_part(multiprocessors), simulation() as executed:
+    with requests_by_buffer(bool(packed)) as requests, of_a_part(multiprocessors), simulation() as executed:
         outputs = call()
-    names: dict[int, str] = {}
+    named: dict[int, tuple[str, torch.Tensor]] = {}
     for name, x in {**inputs, **outputs}.items():
-        names.setdefault(x.data_ptr(), name)
-    tensors: dict[int, Tensor] = {}
+        named.setdefault(x.data_ptr(), (name, x))
+        if packed:  # a view of a named tensor is that tensor
+            named.setdefault(x.untyped_storage().data_ptr(), (name, x))
+    tensors: dict[tuple, Tensor] = {}
     for _, result in executed:
         for region, (loaded, stored) in requests[id(result.stats)].items():
             if not isinstance(region.owner, list):
                 continue  # constants of the module
-            owner = region.owner[0]
-            storage = owner.untyped_storage()
-            if owner.data_ptr() in names:
-                name = names[owner.data_ptr()]
-                key, fresh = owner.data_ptr(), Tensor(name, KINDS.get(name, ACTIVATION), owner.nbytes)
-            else:
-                key, fresh = storage.data_ptr(), Tensor("partials", PARTIAL, storage.nbytes())
-            tensor = tensors.setdefault(key, fresh)
-            tensor.loaded += SECTOR * loaded
-            tensor.stored += SECTOR * stored
-            tensor.footprint += SECTOR * int(region.sectors_read.sum() + region.sectors_written.sum())
+            footprint = region.sectors_read.astype(int) + region.sectors_written
+            for key, fresh, where in _buffers(region, named, packed or {}):
+                tensor = tensors.setdefault(key, fresh)
+                tensor.loaded += _bytes(loaded, where)
+                tensor.stored += _bytes(stored, where)
+                tensor.footprint += _bytes(footprint, where)
     every = [result.stats for _, result in executed]
     return Counted(
         list(tensors.values()),
@@ -130,9 +131,37 @@ def counted(simulation: Callable, call: Callable[[], Named], inputs: Named, mult
     )
 
 
+def _bytes(sectors: np.ndarray | int, where: np.ndarray | None) -> int:
+    """Of all sectors counted, or of some."""
+    return SECTOR * int(np.sum(sectors) if where is None else np.sum(sectors * where))
+
+
+def _buffers(region, named: dict, packed: Packed) -> Iterator[tuple[tuple, Tensor, np.ndarray | None]]:
+    """(key, the tensor as yet uncounted, its sectors of the region or None for all) of what lies in a region."""
+    owner = region.owner[0]
+    storage = owner.untyped_storage()
+    address = owner.data_ptr() if owner.data_ptr() in named or not packed else storage.data_ptr()
+    if address not in named:
+        yield (storage.data_ptr(),), Tensor("partials", PARTIAL, storage.nbytes()), None
+        return
+    name, x = named[address]
+    if name not in packed:
+        yield (address,), Tensor(name, KINDS.get(name, ACTIVATION), x.nbytes), None
+        return
+    parts = packed[name]
+    first = owner.data_ptr() - x.data_ptr() - (region.lo - region.base)  # byte of x where the region's sectors begin
+    byte = first + SECTOR * np.arange(region.sectors_read.size)
+    part_of = byte // (x.shape[-2] * x.shape[-1] * x.itemsize) % len(parts)
+    for i, part in enumerate(parts):
+        yield (address, part), Tensor(part, ACTIVATION, x.nbytes // len(parts)), part_of == i
+
+
 @contextmanager
-def _requests() -> Iterator[dict[int, dict]]:
-    """Within this context: the id of a launch's statistics -> buffer -> [sectors loaded, sectors stored]."""
+def requests_by_buffer(by_sector: bool = False) -> Iterator[dict[int, dict]]:
+    """Within this context: the id of a launch's statistics -> buffer -> [sectors loaded, sectors stored].
+
+    Numbers; ``by_sector``: arrays, how often each sector of the buffer is asked for.
+    """
     from ptxsim.access import MemorySystem
     from ptxsim.stats import sectors_per_warp
 
@@ -146,20 +175,35 @@ def _requests() -> Iterator[dict[int, dict]]:
             return
         of_launch, direction = seen[id(self.stats)], int(counter is self.stats.global_store)
         first, last = self.memory.region_of(int(addr.min())), self.memory.region_of(int(addr.max()))
-        if first is last:
+        if first is last and not by_sector:
             of_launch[first][direction] += counter.sectors - before
             return
+        if addr.shape[0] == 1:
+            addr = np.repeat(addr, self.m.A.n)
         rows, _ = self.m.A.as_rows(addr)
-        for region in self.memory.regions:
+        for region in [first] if first is last else self.memory.regions:
             inside = (rows >= region.lo) & (rows < region.hi)
-            if inside.any():
-                of_launch[region][direction] += int(sectors_per_warp(np.where(inside, rows, -1), width).sum())
+            if not inside.any():
+                continue
+            rows_inside = np.where(inside, rows, -1)
+            if by_sector:
+                of_launch[region][direction] += _by_sector(rows_inside, region)
+            else:
+                of_launch[region][direction] += int(sectors_per_warp(rows_inside, width).sum())
 
     MemorySystem._count = count
     try:
         yield seen
     finally:
         MemorySystem._count = original
+
+
+def _by_sector(rows: np.ndarray, region) -> np.ndarray:
+    """How many of the warps, a row of addresses each (-1: none), ask for each sector of a region."""
+    sectors = np.sort(np.where(rows >= 0, (rows - region.base) // SECTOR, -1), axis=1)
+    fresh = sectors >= 0
+    fresh[:, 1:] &= sectors[:, 1:] != sectors[:, :-1]
+    return np.bincount(sectors[fresh], minlength=region.sectors_read.size)
 
 
 def grids(simulation: Callable, call: Callable[[], object], multiprocessors: int) -> list[int]:
@@ -192,17 +236,23 @@ class Bound:
 
 
 def bound(counted: Counted, compulsory: int, part: str, ctas: list[int]) -> Bound:
-    """The time of a copy of the compulsory bytes over the sum of the launches' least times.
+    """The time of a copy of the compulsory bytes over the least time of the launches."""
+    from ptxsim.cost import GPUS
+
+    seconds, pipe = least_seconds(counted, part, ctas)
+    return Bound(compulsory / (GPUS[part].dram_gbs * 1e9) / seconds, pipe)
+
+
+def least_seconds(counted: Counted, part: str, ctas: list[int]) -> tuple[float, str]:
+    """The sum of the launches' least times, and what sets it in the longest.
 
     Instructions are those of the simulated grid; only the division of CTAs over multiprocessors is the part's own.
     """
     import ptxsim
-    from ptxsim.cost import GPUS
 
     estimates = [
         ptxsim.estimate(replace(stats, ctas=number), part)
         for (_, stats), number in zip(counted.launches, ctas, strict=True)
     ]
-    copy = compulsory / (GPUS[part].dram_gbs * 1e9)
     longest = max(estimates, key=lambda estimate: estimate.seconds)
-    return Bound(copy / sum(estimate.seconds for estimate in estimates), longest.binding)
+    return sum(estimate.seconds for estimate in estimates), longest.binding

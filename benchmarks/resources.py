@@ -18,6 +18,7 @@ import torch
 
 import cramkernels
 from cramkernels import library
+from cramkernels.cuda import arguments as arguments_of
 from cramkernels.cuda import attention
 from cramkernels.dispatch import simulate_backend
 
@@ -28,6 +29,7 @@ sys.path.insert(0, str(ROOT / "csrc"))
 
 import native_build  # noqa: E402
 
+LONGEST_ROW = 200_000  # classes: beyond what registers and shared memory hold, in every dtype
 REGISTERS = 65536  # of a multiprocessor, on all these architectures; given out 256 to a warp, warps four at a time
 
 
@@ -88,25 +90,46 @@ def measure(nvcc: Path, architectures: list[int], work: Path = ROOT / "build" / 
             virtual = max(number for name, number in entries if name == kernel and number <= architecture)
             if (kernel, virtual) in traps:
                 continue
-            numbers[1] += asked.get(kernel, 0)
+            numbers[1] += asked.get((kernel, virtual), 0)
             rows.append(_row(kernel, architecture, numbers, *entries[kernel, virtual]))
     return sorted(rows)
 
 
-def shared_bytes_asked_for() -> dict[str, int]:
-    """Kernel -> bytes of dynamic shared memory, as the launchers of the library tell a launch hook."""
-    asked = {}
+def shared_bytes_asked_for() -> dict[tuple[str, int], int]:
+    """(kernel, virtual architecture) -> the most dynamic shared memory that its launcher tells a launch hook."""
+    asked: dict[tuple[str, int], int] = {}
+    before = arguments_of.SIMULATED_CAPABILITY
+    for virtual in (75, 80):
 
-    def hook(launch: library.Launch) -> None:
-        asked[launch.symbol.decode()] = launch.shared_bytes
+        def hook(launch: library.Launch, virtual=virtual) -> None:
+            kernel = launch.symbol.decode(), virtual
+            asked[kernel] = max(asked.get(kernel, 0), launch.shared_bytes)
 
-    with library.launch_hook(hook), simulate_backend("cuda"):
-        for dtype in (torch.float16, torch.bfloat16):
-            for head_dim in attention.HEAD_DIMS:
-                qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
-                one = torch.tensor([0, 1], dtype=torch.int32)
-                cramkernels.attention(qkv, one, 1).sum().backward()
+        arguments_of.SIMULATED_CAPABILITY = divmod(virtual, 10)
+        try:
+            with library.launch_hook(hook), simulate_backend("cuda"):
+                _launch_what_asks()
+        finally:
+            arguments_of.SIMULATED_CAPABILITY = before
     return asked
+
+
+def _launch_what_asks() -> None:
+    """Every kernel with dynamic shared memory, at the shapes that ask for most."""
+    one = torch.tensor([0, 1], dtype=torch.int32)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for head_dim in attention.HEAD_DIMS:
+            for longest in (1, attention.SHORT_TOKENS + 1):
+                qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
+                cramkernels.attention(qkv, one, longest).sum().backward()
+        _loss(dtype, LONGEST_ROW, "chunked")
+    for dtype in (torch.float16, torch.bfloat16):
+        _loss(dtype, 128, "recompute")
+
+
+def _loss(dtype: torch.dtype, vocabulary: int, mode: str) -> None:
+    hidden, weight = (torch.zeros(n, 8, dtype=dtype, requires_grad=True) for n in (1, vocabulary))
+    cramkernels.mlm_loss(hidden, weight, torch.zeros(1, dtype=torch.int64), mode=mode).loss.backward()
 
 
 def _row(kernel: str, architecture: int, numbers: list[int], threads: int, widest: int) -> Row:

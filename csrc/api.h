@@ -102,7 +102,8 @@ struct ck_loss_args {
     int64_t *num_tokens, *num_correct;
     int64_t total, rows, first, stride, ignore_index;  // total: M
     int32_t vocabulary, width, first_column, columns, dtype, bias_dtype, splits, write;
-    float z, smoothing, softcap, unused;  // softcap: 0 for none
+    float z, smoothing, softcap;  // softcap: 0 for none
+    int32_t major;                // of the compute capability, which says how much shared memory there is
 };
 
 // A launch as the hook sees it.

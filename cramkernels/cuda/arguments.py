@@ -15,7 +15,7 @@ GEGLU, GEGLU_POINTERS = struct.Struct("=6Qq6i"), 6
 REDUCE, REDUCE_POINTERS = struct.Struct("=4Q4i"), 4
 ATTENTION, ATTENTION_POINTERS = struct.Struct("=11Qq6i2f2I"), 11
 ROTARY, ROTARY_POINTERS = struct.Struct("=5Qq6i"), 5
-LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i4f"), 15
+LOSS, LOSS_POINTERS = struct.Struct("=15Q5q8i3fi"), 15
 BLOCKS = {
     "ck_norm_forward": (NORM, NORM_POINTERS),
     "ck_norm_backward": (NORM, NORM_POINTERS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cramkernels import decoder, library
-from cramkernels.cuda.arguments import DTYPES, LOSS, multiprocessors, pointer
+from cramkernels.cuda.arguments import DTYPES, LOSS, capability, multiprocessors, pointer
 from cramkernels.decoder import Kernels, Problem
 
 TILE = (256, 128)
@@ -26,7 +26,7 @@ def _call(
         p.hidden.shape[0], rows, first, 0 if buffer is None else buffer.shape[1], p.ignore_index,
         p.weight.shape[0], p.weight.shape[1], first_column, columns, DTYPES[p.hidden.dtype],
         DTYPES[(p.hidden if p.bias is None else p.bias).dtype], splits, write,
-        p.z_loss, p.label_smoothing, p.softcap or 0.0, 0.0,
+        p.z_loss, p.label_smoothing, p.softcap or 0.0, capability(p.hidden.device)[0],
     )  # fmt: skip
     library.call(name, arguments, p.hidden.device)
 

@@ -36,14 +36,17 @@ struct Sight {
     __device__ __forceinline__ bool sees(int token) const { return token >= low && token < high; }
 };
 
+// In shared memory, since registers are scarce.
 struct Band {
+    int head, tile;   // what the CTA attends to: a head, tokens from here on
     int first, last;  // sequences of the tile
     int begin, end;   // tokens of the tile that belong to sequences
     int low, high;    // tokens that these see
 
     Band() = default;
     // Called by whole warps.
-    __device__ __forceinline__ Band(const ck_attention_args &a, int tile, int rows) {
+    __device__ __forceinline__ Band(const ck_attention_args &a, int rows) {
+        head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * rows;
         begin = max(tile, a.cu_seqlens[0]);
         end = static_cast<int>(min(static_cast<int64_t>(min(tile + rows, a.cu_seqlens[a.sequences])), a.tokens));
         first = last = 0, low = high = 0;
@@ -56,24 +59,19 @@ struct Band {
     __device__ __forceinline__ bool is_empty() const { return begin >= end; }
     __device__ __forceinline__ bool holds(int token) const { return token >= begin && token < end; }
 
-    __device__ __forceinline__ Sight sight(const ck_attention_args &a, int token) const {
+    // `shown`, where it is not null, are the tokens that are seen, and so see, at all.
+    __device__ __forceinline__ Sight sight(const ck_attention_args &a, int token, const uint8_t *shown = nullptr) const {
         if (!holds(token)) return Sight::none(token);
-        const int sequence = sequence_of(a.cu_seqlens, first, last, token);
-        return Sight::of(token, a.cu_seqlens[sequence], a.cu_seqlens[sequence + 1], a.window);
+        const int sequence = sequence_of(a.cu_seqlens, first, last, token), start = a.cu_seqlens[sequence];
+        if (shown && !shown[token]) return Sight::none(start);
+        return Sight::of(token, start, a.cu_seqlens[sequence + 1], a.window);
     }
 };
 
-// The band of the CTA's tile and what its rows see, to shared memory, by the whole CTA. `shown`, where it is not null, are
-// the tokens that are seen, and so see, at all.
-template <int ROWS>
-__device__ __forceinline__ void find_band(const ck_attention_args &a, int tile, Band &band, Sight *sights, const uint8_t *shown) {
-    const Band found(a, tile, ROWS);
+// To shared memory, by the whole CTA.
+__device__ __forceinline__ void find_band(const ck_attention_args &a, int rows, Band &band) {
+    const Band found(a, rows);
     if (threadIdx.x == 0) band = found;
-    for (int row = threadIdx.x; row < ROWS; row += blockDim.x) {
-        Sight sight = found.sight(a, tile + row);
-        if (shown && found.holds(tile + row) && !shown[tile + row]) sight = Sight::none(sight.start);
-        sights[row] = sight;
-    }
     __syncthreads();
 }
 
@@ -87,10 +85,11 @@ struct Reach {
     }
 };
 
-// Of the 16 rows of each warp, which alone reads it.
-__device__ __forceinline__ void find_reach(const Sight *sights, Reach *reach) {
+// Of the 16 tokens of each warp, which alone reads it. `shown`: as for Band::sight.
+__device__ __forceinline__ void find_reach(const ck_attention_args &a, const Band &band, const uint8_t *shown,
+                                           Reach *reach) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const Sight sight = sights[16 * warp + lane % 16];
+    const Sight sight = band.sight(a, band.tile + 16 * warp + lane % 16, shown);
     Reach found = {sight.low, sight.high, sight.low, sight.high};
 #pragma unroll
     for (int i = 1; i < 16; i *= 2) {

@@ -31,6 +31,14 @@ struct Fp32 {
     using Scores = float[4][kPerLane];
     using Sums = float[8][kColumns];
 
+    // The band of the CTA's tile, and what each of its rows sees. `shown`: as for Band::sight.
+    static __device__ __forceinline__ void find_sights(const ck_attention_args &a, const uint8_t *shown, Band &band,
+                                                       Sight *sights) {
+        find_band(a, kRows, band);
+        if (threadIdx.x < kRows) sights[threadIdx.x] = band.sight(a, band.tile + threadIdx.x, shown);
+        __syncthreads();
+    }
+
     // Eight rows' pieces of one column lie in different banks, and so do eight pieces of a row.
     static __device__ __forceinline__ int place(int row, int piece) { return row * kPieces + (piece ^ (row & 7)); }
 
@@ -193,11 +201,10 @@ __device__ __forceinline__ void fp32_forward(const ck_attention_args &a) {
     using F = Fp32<D>;
     extern __shared__ float4 fp32_memory[];
     auto &memory = *reinterpret_cast<typename F::template Memory<1> *>(fp32_memory);
-    const int head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * F::kRows;
-    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Band &band = memory.band;
-    find_band<F::kRows>(a, tile, memory.band, memory.sights, nullptr);
+    F::find_sights(a, nullptr, memory.band, memory.sights);
+    const int head = band.head, tile = band.tile, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
     F::template load_tokens<F::kRows>(a, band, memory.rows[0], a.qkv, offset, step, tile, band.begin, band.end, true);
     const float infinity = __int_as_float(0x7f800000);
     float highest[4] = {-infinity, -infinity, -infinity, -infinity}, sum[4] = {};
@@ -270,11 +277,10 @@ __device__ __forceinline__ void fp32_dq(const ck_attention_args &a) {
     using F = Fp32<D>;
     extern __shared__ float4 fp32_memory[];
     auto &memory = *reinterpret_cast<typename F::template Memory<2> *>(fp32_memory);
-    const int head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * F::kRows;
-    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Band &band = memory.band;
-    find_band<F::kRows>(a, tile, memory.band, memory.sights, nullptr);
+    F::find_sights(a, nullptr, memory.band, memory.sights);
+    const int head = band.head, tile = band.tile, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
     F::template load_tokens<F::kRows>(a, band, memory.rows[0], a.qkv, offset, step, tile, band.begin, band.end, true);
     F::template load_tokens<F::kRows>(a, band, memory.rows[1], a.grad, offset, width, tile, band.begin, band.end, false);
     __syncthreads();
@@ -321,11 +327,10 @@ __device__ __forceinline__ void fp32_dkv(const ck_attention_args &a) {
     using F = Fp32<D>;
     extern __shared__ float4 fp32_memory[];
     auto &memory = *reinterpret_cast<typename F::template Memory<2> *>(fp32_memory);
-    const int head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * F::kRows;
-    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Band &band = memory.band;
-    find_band<F::kRows>(a, tile, memory.band, memory.sights, a.key_mask);
+    F::find_sights(a, a.key_mask, memory.band, memory.sights);
+    const int head = band.head, tile = band.tile, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width, offset = static_cast<int64_t>(head) * D;
     F::template load_tokens<F::kRows>(a, band, memory.rows[0], a.qkv, offset + width, step, tile, band.begin, band.end, true);
     F::template load_tokens<F::kRows>(a, band, memory.rows[1], a.qkv, offset + 2 * width, step, tile, band.begin, band.end, false);
     typename F::Sums dkey = {}, dvalue = {};

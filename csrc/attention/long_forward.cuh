@@ -18,7 +18,6 @@ struct LongForward {
 #endif
     struct Memory {
         uint4 key[2][kKeys * D / 8], value[2][kKeys * D / 8];
-        Sight sights[kRows];  // here, as is the band, since registers are scarce
         Reach reach[kWarps];
         Band band;
     };
@@ -45,16 +44,14 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16;
     extern __shared__ uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
-    const int head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * L::kRows;
-    const int64_t step = 3ll * a.heads * D;
-    const T *const queries = static_cast<const T *>(a.qkv) + head * D;
-    const T *const keys = queries + a.heads * D, *const values = keys + a.heads * D;
     const Band &band = memory.band;
-    find_band<L::kRows>(a, tile, memory.band, memory.sights, nullptr);
-    find_reach(memory.sights, memory.reach);
+    find_band(a, L::kRows, memory.band);
+    find_reach(a, band, nullptr, memory.reach);
+    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
     const auto copy_block = [&](int block, int buffer) {
+        const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
         copy_tokens<T, D, kKeys, L::kThreads>(memory.key[buffer], keys, step, block, band.low, band.high);
-        copy_tokens<T, D, kKeys, L::kThreads>(memory.value[buffer], values, step, block, band.low, band.high);
+        copy_tokens<T, D, kKeys, L::kThreads>(memory.value[buffer], keys + width, step, block, band.low, band.high);
         commit_copies();
     };
     int block = band.low & ~(kKeys - 1);
@@ -63,10 +60,10 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     uint32_t fragments[kSteps][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const int row = tile + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * h;
+        const int row = band.tile + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * h;
         uint4 pieces[D / 32];
-        load_row<T, D>(queries + row * step, band.holds(row), pieces);
-        if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - memory.sights[row - tile].start, pieces);
+        load_row<T, D>(static_cast<const T *>(a.qkv) + row * step + band.head * D, band.holds(row), pieces);
+        if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
         to_fragments<D>(pieces, h, fragments);
     }
     const float factor = a.scale * kLog2E, infinity = __int_as_float(0x7f800000);
@@ -80,6 +77,12 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
         const int warp = fresh_thread() / 32, lane = fresh_lane(), g = lane / 4, t = lane % 4;
         if (!memory.reach[warp].touches(block, kKeys)) continue;
 
+        // Before the products, which need the registers, a lane draws for row lane / 2 of the warp's, half of the
+        // block's keys; quads ask for theirs
+        constexpr int kDrawn = kKeys / 2;
+        uint32_t kept = 0;
+        if (a.drop_threshold)
+            kept = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
         float score[kTiles][4] = {};
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2)
@@ -98,16 +101,18 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
             uint32_t shown[kKeys / 32];
             shown_keys<kKeys>(a, block, band.high, shown);
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
+            for (int h = 0; h < 2; ++h) {
+                const Sight sight = band.sight(a, band.tile + 16 * warp + g + 8 * h);
 #pragma unroll
                 for (int w = 0; w < kKeys / 32; ++w) {
-                    const uint32_t seen = (seen_keys(memory.sights[16 * warp + g + 8 * h], block + 32 * w) & shown[w]) >> (2 * t);
+                    const uint32_t seen = (seen_keys(sight, block + 32 * w) & shown[w]) >> (2 * t);
 #pragma unroll
                     for (int i = 0; i < 8; ++i) {
                         float &x = score[4 * w + i / 2][2 * h + i % 2];
                         x = seen >> (8 * (i / 2) + i % 2) & 1 ? x : -infinity;
                     }
                 }
+            }
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -126,10 +131,6 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
             for (int d = 0; d < D / 8; ++d) out[d][2 * h] *= correction, out[d][2 * h + 1] *= correction;
         }
         if (a.drop_threshold) {
-            // a lane draws for row lane / 2 of the warp's, half of the block's keys; quads ask for theirs
-            constexpr int kDrawn = kKeys / 2;
-            const uint32_t kept =
-                kept_keys<kDrawn>(a, *a.seed, head, tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -156,15 +157,15 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
             }
         }
     }
-    const int lane = fresh_lane(), first = tile + fresh_thread() / 32 * 16 + lane / 4;
+    const int lane = fresh_lane(), first = band.tile + fresh_thread() / 32 * 16 + lane / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         const int row = first + 8 * h;
         const bool valid = row < a.tokens;
         const float total = quad_sum(sum[h]), inverse = total == 0.0f ? 0.0f : a.keep_scale / total;
         if (lane % 4 == 0 && valid)
-            a.lse[head * a.tokens + row] = total == 0.0f ? 0.0f : (highest[h] + log2f(total)) * kLn2;
-        store_row<T, D>(out, h, inverse, static_cast<T *>(a.out) + (static_cast<int64_t>(row) * a.heads + head) * D, valid);
+            a.lse[band.head * a.tokens + row] = total == 0.0f ? 0.0f : (highest[h] + log2f(total)) * kLn2;
+        store_row<T, D>(out, h, inverse, static_cast<T *>(a.out) + (static_cast<int64_t>(row) * a.heads + band.head) * D, valid);
     }
 }
 

@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_row(const float (&sums)[D / 8][4], int hal
         for (int j = 0; j < 4; ++j)
             w[j] = pack2<T>(sums[4 * i + j][2 * half] * factor, sums[4 * i + j][2 * half + 1] * factor);
         transpose_quad(w);
-        if (valid) *reinterpret_cast<uint4 *>(to + 32 * i + 8 * t) = make_uint4(w[0], w[1], w[2], w[3]);
+        if (valid) store_piece(to + 32 * i + 8 * t, w);
     }
 }
 

@@ -91,8 +91,7 @@ __device__ __forceinline__ void query_gradient(const ck_attention_args &a, int f
         for (int i = 0; i < 4; ++i) w[i] = pack2<T>(sums[i][2 * h], sums[i][2 * h + 1]);
         transpose_quad(w);
         T *const to = static_cast<T *>(a.dqkv) + (3ll * (run.begin + row) * a.heads + head) * D + 16 * unit;
-        if (valid)
-            *reinterpret_cast<uint4 *>(to + 8 * (t % 2) + t / 2 * (D / 2)) = make_uint4(w[0], w[1], w[2], w[3]);
+        if (valid) store_piece(to + 8 * (t % 2) + t / 2 * (D / 2), w);
     }
 }
 

@@ -89,6 +89,14 @@ __device__ __forceinline__ void store(T *p, const float (&in)[COUNT]) {
     }
 }
 
+// 16 bytes to global memory in one access: the words of a plain assignment the compiler may well write one by one, and
+// then each sector is asked for as many times.
+__device__ __forceinline__ void store_piece(void *to, const uint32_t (&words)[4]) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+
 // A warp's COUNT floats a lane in shared memory. Four neighbours of each lane lie together, those of the next lane beside
 // them, so that the 16-byte accesses of a warp meet no bank twice in a phase.
 template <int COUNT>

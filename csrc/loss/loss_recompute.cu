@@ -148,13 +148,8 @@ extern "C" __global__ void __launch_bounds__(256) ck_loss_combine_kernel(const _
 
 namespace {
 
-// The ring's. Behind a launch hook there may be no device: then as on sm_80.
-uint32_t shared_bytes() {
-    int device = 0, major = 8;
-    if (!ck::launch_hook && cudaGetDevice(&device) == cudaSuccess)
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    return (major < 8 ? 2 : 3) * ck::kStageBytes;
-}
+// The ring's
+uint32_t shared_bytes(const ck_loss_args &a) { return (a.major < 8 ? 2 : 3) * ck::kStageBytes; }
 
 // Of the kernels that multiply: 16-bit operands alone
 int status_of(const ck_loss_args &a) { return a.dtype == CK_F32 ? CK_BAD_DTYPE : ck::loss_status(a); }
@@ -166,7 +161,7 @@ int ck_loss_tiles(const ck_loss_args *args, void *stream) {
     if (const int status = status_of(*args)) return status;
     if (args->splits < 1 || args->splits > ck::divide_up(args->vocabulary, kTileColumns)) return CK_BAD_SHAPE;
     const dim3 grid(static_cast<unsigned>(ck::divide_up(args->total, kTileRows)), args->splits);
-    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes());
+    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes(*args));
 }
 
 int ck_loss_combine(const ck_loss_args *args, void *stream) {
@@ -185,5 +180,5 @@ int ck_loss_slice(const ck_loss_args *args, void *stream) {
         reinterpret_cast<uintptr_t>(args->logits) % 16)
         return CK_BAD_SHAPE;
     const dim3 grid(static_cast<unsigned>(ck::divide_up(args->columns, kTileColumns)), static_cast<unsigned>(row_tiles));
-    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes());
+    return ck::launch(kernels[args->dtype == CK_BF16], grid, dim3(kTileThreads), *args, stream, shared_bytes(*args));
 }

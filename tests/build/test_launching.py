@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cramkernels import library
-from cramkernels.cuda.arguments import ATTENTION, GEGLU, LOSS, NORM, REDUCE
+from cramkernels.cuda.arguments import ROTARY, ATTENTION, GEGLU, LOSS, NORM, REDUCE
 
 CPU = torch.device("cpu")
 
@@ -33,17 +33,23 @@ def reduce(count=1, ctas=2, width=64, dtype=0) -> bytes:
 
 def attention(tokens=5, sequences=1, heads=2, head_dim=64, dtype=1, warps=8) -> bytes:
     """Likewise."""
-    return ATTENTION.pack(*[0] * 10, tokens, sequences, heads, head_dim, dtype, -1, warps, 0.1, 1.0, 0, 0)
+    return ATTENTION.pack(*[0] * 11, tokens, sequences, heads, head_dim, dtype, -1, warps, 0.1, 1.0, 0, 0)
+
+
+def rotary(tokens=5, sequences=1, heads=2, head_dim=64, dtype=1) -> bytes:
+    """Likewise."""
+    return ROTARY.pack(*[0] * 5, tokens, sequences, heads, head_dim, dtype, 0, 0)
 
 
 def loss(total=5, rows=5, stride=64, vocabulary=60, width=16, columns=60, dtype=1, splits=1) -> bytes:
     """Likewise."""
     return LOSS.pack(
-        *[0] * 15, total, rows, 0, stride, -100, vocabulary, width, 0, columns, dtype, 0, splits, 0, *[0.0] * 4
+        *[0] * 15, total, rows, 0, stride, -100, vocabulary, width, 0, columns, dtype, 0, splits, 0, *[0.0] * 3, 8
     )
 
 
 NO_LOSS = [{"total": 0}, {"vocabulary": 0}, {"width": 0}]
+NO_ATTENTION = [{"tokens": 0}, {"tokens": 2**31}, {"sequences": -1}, {"heads": 0}]
 CASES = {
     "ck_norm_forward": (norm, [{"rows": 0}, {"rows": -1}, {"width": 0}, {"width": 8193}, {"op": 4}, {"ctas": 0}]),
     "ck_norm_backward": (norm, [{"rows": 0}, {"width": -8}, {"width": 8193}, {"op": -1}, {"ctas": 0}]),
@@ -56,32 +62,45 @@ CASES = {
     "ck_loss_combine": (loss, [*NO_LOSS, {"splits": 0}]),
     "ck_loss_slice": (loss, [*NO_LOSS, {"rows": 0}, {"columns": 0}, {"columns": 65}, {"stride": 60}]),
     "ck_loss_finish": (loss, NO_LOSS),
-    "ck_attention_short_forward": (
-        attention,
-        [{"tokens": 0}, {"sequences": -1}, {"heads": 0}, {"warps": 0}, {"warps": 9}],
-    ),
-    "ck_attention_short_backward": (attention, [{"tokens": 0}, {"tokens": 2**31}, {"sequences": -1}, {"heads": 0}]),
+    "ck_attention_short_backward": (attention, NO_ATTENTION),
+    "ck_attention_short_forward": (attention, [*NO_ATTENTION, {"warps": 0}, {"warps": 9}]),
+    "ck_attention_long_forward": (attention, NO_ATTENTION),
+    "ck_attention_long_backward": (attention, NO_ATTENTION),
+    "ck_attention_fp32_forward": (attention, NO_ATTENTION),
+    "ck_attention_fp32_backward": (attention, NO_ATTENTION),
+    "ck_rotary": (rotary, [*NO_ATTENTION, {"head_dim": 0}, {"head_dim": 20}]),
+    "ck_loss_count": (loss, NO_LOSS),
+    "ck_loss_rows": (loss, [*NO_LOSS, {"rows": 0}, {"stride": 63}, {"stride": 56}]),
+    "ck_loss_tiles": (loss, [*NO_LOSS, {"splits": 0}, {"splits": 9}]),
+    "ck_loss_combine": (loss, [*NO_LOSS, {"splits": 0}]),
+    "ck_loss_slice": (loss, [*NO_LOSS, {"rows": 0}, {"columns": 0}, {"columns": 65}, {"stride": 60}]),
+    "ck_loss_finish": (loss, NO_LOSS),
 }
-HALF = ("ck_attention_short_forward", "ck_attention_short_backward", "ck_loss_tiles", "ck_loss_slice")
+HALF = (
+    "ck_attention_short_forward", "ck_attention_short_backward", "ck_attention_long_forward",
+    "ck_attention_long_backward", "ck_loss_tiles", "ck_loss_slice",
+)  # fmt: skip
+SINGLE = ("ck_attention_fp32_forward", "ck_attention_fp32_backward")
+TWO_KERNELS = ("ck_attention_long_backward", "ck_attention_fp32_backward")
 
 
 @pytest.mark.parametrize("name", library.ENTRY_POINTS)
 def test_statuses_are_exceptions_with_words(name):
-    """A bad dtype, each bad shape; nothing is launched. Good ones launch once."""
+    """A bad dtype, each bad shape; nothing is launched. Good ones launch."""
     pack, bad_shapes = CASES[name]
     launched = []
     with library.launch_hook(lambda launch: launched.append(launch.symbol.decode())):
-        good = (1, 2) if name in HALF else (0, 1, 2)
-        for dtype in {-1, 0, 3, 99} - set(good):
+        good = (1, 2) if name in HALF else (0,) if name in SINGLE else (0, 1, 2)
+        for dtype in {-1, 0, 1, 2, 3, 99} - set(good):
             with pytest.raises(library.KernelError, match=rf"^{name}: a dtype .*does not serve \(status -1\)$"):
                 library.call(name, pack(dtype=dtype), CPU)
         for bad in bad_shapes:
             with pytest.raises(library.KernelError, match=rf"^{name}: a shape .*does not serve \(status -2\)$"):
-                library.call(name, pack(**bad), CPU)
+                library.call(name, pack(**{"dtype": good[0], **bad}), CPU)
         assert not launched
         for count, dtype in enumerate(good, start=1):
             library.call(name, pack(dtype=dtype), CPU)
-            assert len(launched) == count
+            assert len(launched) == count * (2 if name in TWO_KERNELS else 1)
     assert all(symbol.startswith("ck_") for symbol in launched)
 
 

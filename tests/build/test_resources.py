@@ -1,6 +1,11 @@
 """Registers, shared memory, spills and access widths of every kernel, against the committed table."""
 
+import importlib.util
+import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -34,8 +39,9 @@ def serves_any(kernel: str) -> bool:
 
 
 def not_for_sm_75(kernel: str) -> bool:
-    """It has no bf16 for its tensor cores, and no shared memory for wide heads: these are traps there."""
-    return kernel.startswith("ck_attention") and ("bf16" in kernel or kernel.endswith("128"))
+    """It has no bf16 for its tensor cores, and no shared memory for whole wide heads: these are traps there."""
+    wide = kernel.startswith("ck_attention_short") and kernel.endswith("128")
+    return wide or (kernel.startswith("ck_attention") and "bf16" in kernel)
 
 
 def check(rows, right) -> None:
@@ -73,24 +79,48 @@ def test_sixteen_byte_accesses(rows):
     assert any(serves_any(row.kernel) for row in rows) and not all(serves_any(row.kernel) for row in rows)
 
 
-MULTIPLIERS = ("ck_loss_tiles_f16", "ck_loss_tiles_bf16", "ck_loss_slice_f16", "ck_loss_slice_bf16")
+def multipliers(rows):
+    """Kernels that multiply 16-bit matrices, with the architectures that do it; sm_75 has no bf16."""
+    for row in rows:
+        if re.match(r"ck_(loss_(tiles|slice)|attention_(short|long))_", row.kernel):
+            if row.architecture != 75 or "bf16" not in row.kernel:
+                yield row.kernel, row.architecture
 
 
-def test_kernels_that_multiply_use_tensor_cores(nvcc, architectures):
-    """mma.sync in the PTX of each; sm_75, which has no bf16, in halves."""
-    resources.measure(nvcc, list(architectures))
+def test_kernels_that_multiply_use_tensor_cores(rows, architectures):
+    """mma.sync in the PTX of each; on sm_75 in halves."""
     folder = resources.ROOT / "build" / "native" / "-".join(map(str, architectures))
     found = {}
-    for path in folder.glob("*loss*.ptx/*.ptx"):
+    for path in folder.glob("*.ptx/*.ptx"):
         text = path.read_text()
         virtual = int(re.search(r"^\.target sm_(\d+)", text, re.M).group(1))
         for kernel, body in re.findall(r"\.entry (\w+)\((.*?)^\}", text, re.M | re.S):
             found[kernel, virtual] = set(re.findall(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)", body))
-    for kernel in MULTIPLIERS:
-        for virtual in {75 if number < 80 else 80 for number in architectures}:
-            if virtual == 75 and kernel.endswith("bf16"):
-                continue
-            assert found[kernel, virtual] == {"m16n8k8" if virtual == 75 else "m16n8k16"}, (kernel, virtual)
+    checked = list(multipliers(rows))
+    assert len({kernel for kernel, _ in checked}) == 34
+    for kernel, number in checked:
+        assert found[kernel, min(number, 80)] == {"m16n8k8" if number == 75 else "m16n8k16"}, (kernel, number)
+
+
+def test_the_assembler_keeps_them(rows, nvcc, architectures):
+    """HMMA in the machine code of each of them for each architecture, of the shape that the PTX has."""
+    beside = importlib.util.find_spec("triton")  # it brings the program, too
+    places = [nvcc.parent, *([Path(beside.origin).parent / "backends" / "nvidia" / "bin"] if beside else [])]
+    program = shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, places)))
+    if program is None:
+        pytest.skip("cuobjdump is not installed")
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(program).parent), os.environ["PATH"]])}  # nvdisasm
+    folder = resources.ROOT / "build" / "native" / "-".join(map(str, architectures))
+    found = {}
+    for pattern in ("loss-loss_recompute", "attention-attention_short", "attention-attention_long"):
+        for built in folder.glob(f"{pattern}*.cu.o"):
+            run = subprocess.run([program, "-sass", built], capture_output=True, text=True, check=True, env=environment)
+            for part in re.split(r"^\s*code for sm_", run.stdout, flags=re.M)[1:]:
+                for body in re.split(r"^\s*Function : ", part, flags=re.M)[1:]:
+                    shapes = set(re.findall(r"\bHMMA\.(\d+)\.F32", body))
+                    found[re.match(r"\w+", body).group(), int(re.match(r"\d+", part).group())] = shapes
+    for kernel, number in multipliers(rows):
+        assert found[kernel, number] == {"1688" if number == 75 else "16816"}, (kernel, number)
 
 
 def test_a_cta_fits(rows):

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from cramkernels import library
-from cramkernels.cuda.arguments import BLOCKS
+from cramkernels.cuda import arguments
 from cramkernels.dispatch import simulate_backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ FAMILY_FILES = {
     "ck_loss_tiles": "loss_recompute", "ck_loss_slice": "loss_recompute", "ck_loss_combine": "loss_recompute",
 }  # by the beginning of the kernel's name  # fmt: skip
 SIMULATOR = ROOT / ".." / "shared" / "tools" / "ptxsim"
-POINTERS = {block.size: pointers for block, pointers in BLOCKS.values()}  # by the size of the argument block
+POINTERS = {block.size: pointers for block, pointers in arguments.BLOCKS.values()}  # by the size of the argument block
 
 sys.path.insert(0, str(SOURCES))
 
@@ -136,8 +136,12 @@ def simulated(architecture: int, check: str = "full", sources: Path = SOURCES) -
         executed.append((symbol, result))
         executed.launches.append(library.Launch.from_buffer_copy(launch))
 
-    with library.launch_hook(hook), simulate_backend("cuda"):
-        yield executed
+    before, arguments.SIMULATED_CAPABILITY = arguments.SIMULATED_CAPABILITY, divmod(architecture, 10)
+    try:
+        with library.launch_hook(hook), simulate_backend("cuda"):
+            yield executed
+    finally:
+        arguments.SIMULATED_CAPABILITY = before
 
 
 def _translated(raw: bytes, memory) -> bytes:

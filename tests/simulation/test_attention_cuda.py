@@ -6,7 +6,7 @@ import torch
 from cramkernels.attention import attention_with_lse
 from cramkernels.cuda import arguments as arguments_of
 from cramkernels.cuda import attention as cuda_attention
-from tests.cramkernels.cases import BF16, FP16, SHORT_ATTENTION_CASES, AttentionCase, cumulative
+from tests.cramkernels.cases import BF16, FP16, FP32, SHORT_ATTENTION_CASES, AttentionCase, cumulative
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
@@ -31,24 +31,30 @@ def test_sm_80(case, proof):
 
 
 @pytest.mark.parametrize("case", [c for c in SHORT_ATTENTION_CASES if c.dtype == FP16 and c.head_dim <= 64], ids=str)
-def test_sm_75(case, proof, monkeypatch):
-    monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
+def test_sm_75(case, proof):
     run(case, 75, proof)
 
 
-def test_what_the_kernels_do_not_serve_goes_to_the_reference(monkeypatch):
-    cuda.simulator()
-    case = AttentionCase("attention", BF16, lengths=(130, 3), head_dim=64)
+def test_which_kernels_serve_what(monkeypatch):
+    """And that the reference serves the rest."""
+
+    def path(head_dim, dtype, longest):
+        return cuda_attention.path(torch.zeros(1, 3, 1, head_dim, dtype=dtype), longest)
+
+    assert path(128, FP16, 128) == path(32, BF16, 0) == "short"
+    assert path(128, FP16, 129) == path(64, BF16, 8192) == "long"
+    assert path(64, FP32, 5) == path(128, FP32, 1000) == "fp32"
+    assert path(40, FP16, 5) is path(64, torch.float64, 5) is None
+    monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
+    assert path(64, FP16, 128) == "short" and path(128, FP16, 128) == "long" and path(64, FP32, 5) == "fp32"
+    assert path(64, BF16, 128) is None
+    case = AttentionCase("attention", BF16, lengths=(30, 3), head_dim=40)
     arguments = case.arguments()
+    cuda.simulator()
     with simulated(80) as executed:
         results = ours(case, arguments)
     assert not executed
     assert_error_rule(results, plain(case, arguments), exact(case, arguments), case.dtype)
-    wide = torch.zeros(1, 3, 1, 128, dtype=FP16)
-    assert cuda_attention.is_short(wide, 128) and not cuda_attention.is_short(wide, 129)
-    assert not cuda_attention.is_short(wide.float(), 128) and not cuda_attention.is_short(wide[..., :40], 128)
-    monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
-    assert not cuda_attention.is_short(wide, 128) and cuda_attention.is_short(wide[..., :64], 128)
 
 
 def test_lse(proof):

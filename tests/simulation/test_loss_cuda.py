@@ -10,6 +10,7 @@ from tests.cramkernels.cases import (
     FP16,
     FP32,
     KERNEL_LOSS_CASES,
+    MANY_TILES,
     MLM_LOSS_CASES,
     TILED_LOSS_CASES,
     LossCase,
@@ -17,6 +18,7 @@ from tests.cramkernels.cases import (
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain, poisoned_memory
 from tests.cramkernels.test_mlm_loss_numbers import SCALE, confident, weight_gradient
 from tests.simulation.cuda import all_kernels, simulated
+from tests.simulation.operators import GRAPHS, assert_a_graph_can_hold_it
 
 KERNELS = 13
 MODES = pytest.mark.parametrize("mode", ["chunked", "recompute"])
@@ -74,6 +76,27 @@ def test_each_size_of_row_has_its_kernel(proof):
         32_768: (row, 0), 32_769: (long_row, 0), 98_304: (long_row, 0), 98_312: (long_row, 16),
         128_256: (long_row, 59_904), 140_000: (long_row, 63 << 10),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "stages"), [(75, 2), (80, 3)])
+def test_the_ring_has_the_stages_that_there_is_room_for(architecture, stages):
+    """24 KB each. The simulator holds the kernels to it: what they use beyond would be an error."""
+    case = LossCase("mlm_loss", FP16, tokens=3, hidden=100, options=(("mode", "recompute"),))
+    with simulated(architecture) as executed:
+        ours(case, case.arguments())
+    asked = {x.symbol.decode(): x.shared_bytes for x in executed.launches if x.shared_bytes}
+    assert asked == dict.fromkeys(("ck_loss_tiles_f16", "ck_loss_slice_f16"), stages * 24 << 10)
+
+
+@pytest.mark.exhaustive
+def test_the_largest_vocabulary_without_logits(proof):
+    run(MANY_TILES[1], 80, proof)
+
+
+@MODES
+@pytest.mark.parametrize("options", GRAPHS, ids=["plain", "more"])
+def test_nothing_waits_and_no_shape_depends_on_a_value(mode, options):
+    assert_a_graph_can_hold_it(simulated, mode=mode, **options)
 
 
 @MODES
