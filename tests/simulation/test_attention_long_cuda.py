@@ -131,7 +131,9 @@ def long(monkeypatch) -> None:
 @pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
 def test_the_long_way_and_the_short_agree(options, monkeypatch):
     """The same masks, dropout's too: the results differ by rounding alone."""
-    case = AttentionCase("attention", FP16, lengths=(100, 0, 28, 128, 1), heads=2, head_dim=64, outside=(2, 1), **options)
+    case = AttentionCase(
+        "attention", FP16, lengths=(100, 0, 28, 128, 1), heads=2, head_dim=64, outside=(2, 1), **options
+    )
     arguments = case.arguments()
     expected = plain(case, arguments), exact(case, arguments)
     with simulated(80) as executed:
@@ -280,7 +282,12 @@ MUTANTS = [
     (BF16, "attention/band.cuh", "token - min(token - start, reach), token + 1", "start, token + 1"),
     (BF16, "attention/band.cuh", "block + count > low", "block + count > low + 32"),
     ("open", "attention/band.cuh", "block + count <= all_high", "block < all_high"),
-    (BF16, "attention/band.cuh", "const bool valid = token >= low && token < high;", "const bool valid = token >= low;"),
+    (
+        BF16,
+        "attention/band.cuh",
+        "const bool valid = token >= low && token < high;",
+        "const bool valid = token >= low;",
+    ),
     (BF16, "attention/band.cuh", "if (shown && !shown[token])", "if (false)"),
     (BF16, "attention/long_forward.cuh", "        __syncthreads();  // this block", "        ;  // this block"),
     (BF16, "attention/long_forward.cuh", "        wait_copies<0>();\n", ""),
@@ -300,12 +307,22 @@ MUTANTS = [
     (FP32, "attention/fp32.cuh", "piece ^ (row & 7)", "piece"),
     (FP32, "attention/fp32.cuh", "        __syncwarp();  // what was there has been read\n", ""),
     (FP32, "attention/fp32.cuh", "if (piece < kHalf) sine", "if (piece > kHalf) sine"),
-    (FP32, "attention/fp32.cuh", "out[row][j] *= F::of_row(correction, row)", "out[row][j] *= F::of_row(correction, 0)"),
+    (
+        FP32,
+        "attention/fp32.cuh",
+        "out[row][j] *= F::of_row(correction, row)",
+        "out[row][j] *= F::of_row(correction, 0)",
+    ),
     (FP32, "attention/fp32.cuh", "block + lane % 4 * kDrawn)", "block)"),
     ("wide", "attention/fp32.cuh", "token + kBlock * (row / kDrawn)", "token"),
     (FP32, "attention/fp32.cuh", "(lane < 16 ? other : -other)", "other"),
     (FP32, "attention/fp32.cuh", "__syncthreads();  // the block before is done with", ";"),
-    (FP32, "attention/fp32.cuh", "(!a.key_mask || a.key_mask[token]);\n                score", "true;\n                score"),
+    (
+        FP32,
+        "attention/fp32.cuh",
+        "(!a.key_mask || a.key_mask[token]);\n                score",
+        "true;\n                score",
+    ),
 ]
 LONG_OPTIONS = dict(
     rope=True, masked=0.2, options=(("window", 100), ("dropout_p", 0.2), ("seed", 5)),
@@ -320,7 +337,9 @@ CAUGHT_BY = {
 }
 
 
-@pytest.mark.parametrize(("which", "file", "there", "planted"), MUTANTS, ids=[f"{m[1]}:{m[2].strip()}" for m in MUTANTS])
+@pytest.mark.parametrize(
+    ("which", "file", "there", "planted"), MUTANTS, ids=[f"{m[1]}:{m[2].strip()}" for m in MUTANTS]
+)
 def test_a_planted_bug_is_caught(which, file, there, planted, tmp_path, proof):
     cuda.simulator()
     sources = cuda.planted(tmp_path, file, there, planted)
