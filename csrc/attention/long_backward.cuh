@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_rotated_back(const ck_attention_args &a, f
                 unrotate(sums[j][2 * h], sums[j][2 * h + 1], sums[j + D / 16][2 * h], sums[j + D / 16][2 * h + 1], a,
                          static_cast<int64_t>(position) * (D / 2) + 8 * j + 2 * t);
         }
-        T *const to = static_cast<T *>(a.dqkv) + ((3ll * token + part) * a.heads + band.head) * D;
+        T *const to = static_cast<T *>(a.dqkv) + (3ll * token + part) * (a.heads * D) + band.head * D;
         store_row<T, D>(sums, h, 1.0f, to, token < a.tokens);
     }
 }
@@ -188,7 +188,7 @@ __device__ __forceinline__ void long_dq(const ck_attention_args &a) {
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
-                Tile<D>::columns_transposed(lane, b, memory.key[buffer], 8 * j, d, d + 1);
+                Tile<D>::columns_transposed(lane, b, memory.key[buffer], 8 * j, d);
                 mma<T>(dquery[d], dscore, b[0], b[1]);
                 mma<T>(dquery[d + 1], dscore, b[2], b[3]);
             }
@@ -303,10 +303,10 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
-                Tile<D>::columns_transposed(lane, b, memory.grad[buffer], 8 * j, d, d + 1);
+                Tile<D>::columns_transposed(lane, b, memory.grad[buffer], 8 * j, d);
                 mma<T>(dvalue[d], of_value, b[0], b[1]);
                 mma<T>(dvalue[d + 1], of_value, b[2], b[3]);
-                Tile<D>::columns_transposed(lane, b, memory.query[buffer], 8 * j, d, d + 1);
+                Tile<D>::columns_transposed(lane, b, memory.query[buffer], 8 * j, d);
                 mma<T>(dkey[d], of_key, b[0], b[1]);
                 mma<T>(dkey[d + 1], of_key, b[2], b[3]);
             }

@@ -39,6 +39,13 @@ struct ShortBackward {
     };
 };
 
+// Of each half of a word: all ones where it is negative.
+__device__ __forceinline__ uint32_t signs(uint32_t word) {
+    uint32_t mask;
+    asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
+    return mask;
+}
+
 // The sum over the eight threads of a column group (lanes of equal lane % 4) of x[i]; thread g of them gets that of x[g].
 __device__ __forceinline__ float scattered_sum(const float (&x)[8]) {
     const int lane = threadIdx.x % 32;
@@ -69,7 +76,7 @@ __device__ __forceinline__ void query_gradient(const ck_attention_args &a, int f
         Tile<ShortBackward<D>::kQueries>::rows_transposed(lane, p, memory.dscore, key, row16 / 8);
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            Tile<D>::columns_transposed(lane, b, memory.key, key, tiles[i], tiles[i + 1]);
+            Tile<D>::columns_transposed(lane, b, memory.key, key, tiles[i]);
             mma<T>(sums[i], p, b[0], b[1]);
             mma<T>(sums[i + 1], p, b[2], b[3]);
         }
@@ -140,13 +147,13 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
                 const uint32_t word = memory.kept[8 * j + 2 * t + c % 2][warp / 2];
                 const bool keeps = word >> (16 * (warp % 2) + g + 8 * (c / 2)) & 1;
                 dp[j][c] *= keeps ? a.keep_scale : 0.0f;
-                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped
+                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped; dp is 0 there
             }
     }
     float products[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-        products[i] = fabsf(p[i / 2][i % 2]) * dp[i / 2][i % 2] + fabsf(p[i / 2][2 + i % 2]) * dp[i / 2][2 + i % 2];
+        products[i] = p[i / 2][i % 2] * dp[i / 2][i % 2] + p[i / 2][2 + i % 2] * dp[i / 2][2 + i % 2];
     memory.row_sums[warp][8 * (g / 2) + 2 * t + g % 2] = scattered_sum(products);
     uint32_t packed[kTiles][2];  // P^T, with its signs: 16 registers of floats more would be too many
 #pragma unroll
@@ -167,9 +174,10 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
             const float2 probability = unpack2<T>(packed[j][h] & 0x7fff7fffu);
             dscore[j][h] = pack2<T>(probability.x * (dp[j][2 * h] - first_sum),
                                     probability.y * (dp[j][2 * h + 1] - second_sum));
-            if (a.drop_threshold) packed[j][h] &= ~((packed[j][h] >> 15 & 0x00010001u) * 0xffffu);
+            packed[j][h] &= ~signs(packed[j][h]);  // none without dropout
         }
     }
+    const int again = fresh_lane();
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         const uint32_t of_value[4] = {packed[j][0], packed[j][1], packed[j + 1][0], packed[j + 1][1]};
@@ -177,10 +185,10 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            Tile<D>::columns_transposed(lane, b, memory.grad, 8 * j, d, d + 1);
+            Tile<D>::columns_transposed(again, b, memory.grad, 8 * j, d);
             mma<T>(dvalue[d], of_value, b[0], b[1]);
             mma<T>(dvalue[d + 1], of_value, b[2], b[3]);
-            Tile<D>::columns_transposed(lane, b, memory.query, 8 * j, d, d + 1);
+            Tile<D>::columns_transposed(again, b, memory.query, 8 * j, d);
             mma<T>(dkey[d], of_key, b[0], b[1]);
             mma<T>(dkey[d + 1], of_key, b[2], b[3]);
         }
@@ -191,7 +199,7 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-            words[4 * Tile<S::kQueries>::place(16 * warp + g + 8 * h, j) + t] = dscore[j][h];
+            words[4 * Tile<S::kQueries>::place(16 * warp + 8 * h, g, j, 0) + t] = dscore[j][h];
     __syncthreads();
 }
 

@@ -183,7 +183,7 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            Tile<D>::columns_transposed(lane, b, value, 8 * j, d, d + 1);
+            Tile<D>::columns_transposed(lane, b, value, 8 * j, d);
             mma<T>(out[d], p, b[0], b[1]);
             mma<T>(out[d + 1], p, b[2], b[3]);
         }

@@ -26,28 +26,37 @@ struct Tile {
     static constexpr int kPieces = D / 8;
 
     static __host__ __device__ constexpr uint32_t bytes(int rows) { return rows * D * 2; }
-    static __device__ __forceinline__ int place(int row, int piece) {
-        static_assert(kPieces >= 4);
-        const int turn = kPieces >= 8 ? (row & 1) << 2 | (row & 2) | (row & 4) >> 2 : (row & 2) | (row & 4) >> 2;
-        return row * kPieces + (piece ^ turn);
+    static __device__ __forceinline__ int place(int row, int piece) { return row * kPieces + (piece ^ turn(row)); }
+    // The same of row + lane_row and piece + lane_piece, where `row` is a multiple of eight and `piece` even: what the lane
+    // adds stands apart, so that it is worked out once for all rows and pieces.
+    static __device__ __forceinline__ int place(int row, int lane_row, int piece, int lane_piece) {
+        return row * kPieces + (place(lane_row, lane_piece) ^ piece);
     }
 
-    // Fragments of 16 x 16 elements from row and piece (a column / 8). As a matrix's rows [m][k]:
+    // Fragments of 16 x 16 elements from row and piece (a column / 8), as above. As a matrix's rows [m][k]:
     static __device__ __forceinline__ void rows(int lane, uint32_t (&a)[4], const uint4 *tile, int row, int piece) {
-        load_matrices(a, tile + place(row + lane % 16, piece + lane / 16));
+        load_matrices(a, address(tile, row, lane % 16, piece, lane / 16));
     }
     // transposed, from [k][m]:
     static __device__ __forceinline__ void rows_transposed(int lane, uint32_t (&a)[4], const uint4 *tile, int row, int piece) {
-        load_matrices_transposed(a, tile + place(row + lane % 8 + lane / 16 * 8, piece + lane / 8 % 2));
+        load_matrices_transposed(a, address(tile, row, lane % 8 + lane / 16 * 8, piece, lane / 8 % 2));
     }
     // As a second factor's columns, two fragments b[0], b[1] and b[2], b[3] of eight columns each, from [n][k]:
     static __device__ __forceinline__ void columns(int lane, uint32_t (&b)[4], const uint4 *tile, int row, int piece) {
-        load_matrices(b, tile + place(row + lane % 8 + lane / 16 * 8, piece + lane / 8 % 2));
+        load_matrices(b, address(tile, row, lane % 8 + lane / 16 * 8, piece, lane / 8 % 2));
     }
-    // and from [k][n], of columns `piece` and `other`:
-    static __device__ __forceinline__ void columns_transposed(int lane, uint32_t (&b)[4], const uint4 *tile, int row,
-                                                              int piece, int other) {
-        load_matrices_transposed(b, tile + place(row + lane % 16, lane < 16 ? piece : other));
+    // and from [k][n]:
+    static __device__ __forceinline__ void columns_transposed(int lane, uint32_t (&b)[4], const uint4 *tile, int row, int piece) {
+        load_matrices_transposed(b, address(tile, row, lane % 16, piece, lane / 16));
+    }
+
+   private:
+    static __device__ __forceinline__ int turn(int row) {
+        static_assert(kPieces >= 4);
+        return kPieces >= 8 ? (row & 1) << 2 | (row & 2) | (row & 4) >> 2 : (row & 2) | (row & 4) >> 2;
+    }
+    static __device__ __forceinline__ uint32_t address(const uint4 *tile, int row, int lane_row, int piece, int lane_piece) {
+        return shared_address(tile) + 16 * place(row, lane_row, piece, lane_piece);
     }
 };
 
