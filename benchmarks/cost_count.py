@@ -103,7 +103,7 @@ def counted(
     A buffer is told by its tensor: an input or an output, else it is a partial sum, that lives only within the call.
     ``packed``: the names of the parts of tensors [..., parts, heads, head dim], each counted as a tensor of its own.
     """
-    with _requests(bool(packed)) as requests, of_a_part(multiprocessors), simulation() as executed:
+    with requests_by_buffer(bool(packed)) as requests, of_a_part(multiprocessors), simulation() as executed:
         outputs = call()
     named: dict[int, tuple[str, torch.Tensor]] = {}
     for name, x in {**inputs, **outputs}.items():
@@ -157,7 +157,7 @@ def _buffers(region, named: dict, packed: Packed) -> Iterator[tuple[tuple, Tenso
 
 
 @contextmanager
-def _requests(by_sector: bool = False) -> Iterator[dict[int, dict]]:
+def requests_by_buffer(by_sector: bool = False) -> Iterator[dict[int, dict]]:
     """Within this context: the id of a launch's statistics -> buffer -> [sectors loaded, sectors stored].
 
     Numbers; ``by_sector``: arrays, how often each sector of the buffer is asked for.

@@ -1,4 +1,4 @@
-"""What the masked-LM loss asks of memory, beside its peers: ``python -m benchmarks.cost_loss [--full] [--write]``.
+"""What the masked-LM loss asks of memory, beside its peers: ``python -m benchmarks.cost_loss [--full]``.
 
 Needs no GPU: each implementation's own launchers run, forward and backward, and the PTX that they would launch is
 executed in a simulator, which counts the sectors that warps request. Products that a library does (cuBLAS) cannot be
@@ -62,10 +62,13 @@ class Products(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.bytes = 0
+        self.paused = False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
+        if self.paused:
+            pass
+        elif function in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
             self.bytes += sum(x.nbytes for x in (*args[:2], result))
         elif function in (torch.ops.aten.addmm.default, torch.ops.aten.addmm.out, torch.ops.aten.addmm_.default):
             self.bytes += sum(x.nbytes for x in (*args[1:3], result))
@@ -79,8 +82,9 @@ def _true_products(products: Products) -> Iterator[None]:
 
     def multiply(a, b, out, add) -> None:
         products.bytes += a.nbytes + b.nbytes + out.nbytes
-        with torch.utils._python_dispatch._disable_current_modes():
-            original(a, b, out, add)
+        products.paused = True
+        original(a, b, out, add)
+        products.paused = False
 
     decoder.multiply = multiply
     try:
@@ -109,7 +113,8 @@ def _liger(hidden, weight, labels) -> dict[str, Callable]:
         from liger_kernel.ops.fused_linear_cross_entropy import fused_linear_cross_entropy_forward
     except ImportError:
         raise Absent("not installed") from None
-    hidden.requires_grad_(), weight.requires_grad_()
+    for leaf in (hidden, weight):
+        leaf.requires_grad_()
     return {"forward": lambda: fused_linear_cross_entropy_forward(hidden, weight, labels)}
 
 
@@ -164,7 +169,7 @@ def _run(simulation, calls: dict[str, Callable]) -> tuple[dict, dict, list]:
     for direction, call in calls.items():
         products = Products()
         with cost_count.of_a_part(cost_count.MULTIPROCESSORS[cost.SIMULATED_PART]), simulation() as executed:
-            with cost_count._requests() as requests, products, _true_products(products), torch.no_grad():
+            with cost_count.requests_by_buffer() as requests, products, _true_products(products), torch.no_grad():
                 call()
         every = [result.stats for _, result in executed]
         requested[direction] = cost_count.SECTOR * sum(s.global_load.sectors + s.global_store.sectors for s in every)
@@ -193,9 +198,9 @@ def misses(rows: list[dict]) -> list[str]:
 
 def markdown(rows: list[dict]) -> str:
     """The table."""
-    made = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = ["# Bytes that the masked-LM loss asks for", "", "`python -m benchmarks.cost_loss --full --write`", ""]
-    lines += [f"{made}, cut-cross-entropy {_version()}. bf16, no bias, no ignored rows, grids of rtx3090.", ""]
+    made = ", ".join(f"{name} {version}" for name, version in versions("cut-cross-entropy").items())
+    lines = ["# Bytes that the masked-LM loss asks for", "", "`python -m benchmarks.cost_loss --full`", ""]
+    lines += [f"{made}. bf16, no bias, no ignored rows, grids of {cost.SIMULATED_PART}.", ""]
     lines += [" ".join(__doc__.split("\n\n")[1].split()), ""]
     lines += ["| mode | implementation | M x V x N | kernels, MB | products, MB | total, MB | logits read | written |"]
     lines += ["|" + " --- |" * 8]
@@ -215,20 +220,11 @@ def _both(directions: dict[str, int]) -> str:
     return " + ".join(f"{value / 1e6:.1f}" for value in directions.values())
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("cut-cross-entropy")
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table; with --write store it."""
+    """Print the table; the full one is stored."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_loss", description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help=f"also {FULL}, which takes a while; without: {CI} alone")
-    parser.add_argument("--write", action="store_true", help=f"store {RESULTS.name}/loss.jsonl and loss.md")
+    stored = f"stored in {RESULTS.parent.name}/{RESULTS.name}/loss.md"
+    parser.add_argument("--full", action="store_true", help=f"also {BETWEEN} and {FULL}, half an hour; {stored}")
     options = parser.parse_args(arguments)
     if (missing := cost.obstacle()) is not None:
         print(f"benchmarks.cost_loss: {missing}", file=sys.stderr)
@@ -239,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             for language in languages:
                 rows.append(measure(mode, language, shape))
                 print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-                if options.write:  # after each row: the last ones take long
+                if options.full:  # after each row: the last ones take long
                     (RESULTS / "loss.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
                     (RESULTS / "loss.md").write_text(markdown(rows))
     print(markdown(rows))

@@ -103,12 +103,12 @@ def _sized_for(function: Callable, multiprocessors: int) -> Callable:
     return namespace[function.__name__]
 
 
-def versions() -> dict[str, str]:
-    """Of what is compared."""
+def versions(*more: str) -> dict[str, str]:
+    """Of what is compared: torch, Triton, Liger and these packages."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"torch": torch.__version__}
-    for package in ("triton", "liger-kernel"):
+    for package in ("triton", "liger-kernel", *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -43,13 +43,15 @@ def mlm_loss(
     Args:
         hidden_TN: [T, N], or [M, N] without positions. Under autocast cast to the autocast dtype.
         weight_VN: the decoder [V, N], of the dtype of hidden or fp32.
-        labels_M: int64 [M]; rows with ``ignore_index`` count for nothing.
+        labels_M: int64 [M], in [0, V); rows with ``ignore_index`` count for nothing. Any other label is an error on a
+            CPU, and makes the loss NaN on a GPU.
         positions_M: int64 [M], rows of hidden_TN; duplicates are legal.
         bias: decoder bias [V].
         z_loss: factor on the mean of lse^2. label_smoothing: in [0, 1). softcap: c in c * tanh(logits / c).
         logits_bytes: upper bound on the logits held at a time (at least one row).
         grad_scale: with 16-bit hidden states, the factor that the incoming gradient will carry (a loss scaler's
-            scale). Gradients are computed in the forward; scaled by it, small ones survive the 16-bit format.
+            scale): a positive number or a scalar on the device. Gradients are computed in the forward; scaled by it,
+            small ones survive the 16-bit format.
         mode: "chunked" computes gradients in the forward; "recompute" keeps lse alone and recomputes logits in the
             backward.
 
@@ -62,11 +64,10 @@ def mlm_loss(
     """
     _check(hidden_TN, weight_VN, labels_M, positions_M, bias)
     _check_options(z_loss, label_smoothing, softcap, logits_bytes, mode)
+    grad_scale = _scale(grad_scale, hidden_TN)
     hidden_TN = autocast_cast(hidden_TN)
     hidden_MN = hidden_TN if positions_M is None else _gather_rows(hidden_TN, positions_M)
     want = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (hidden_MN, weight_VN, bias)]
-    if grad_scale is not None and not isinstance(grad_scale, torch.Tensor):
-        grad_scale = torch.full((), float(grad_scale), device=hidden_MN.device)
     outputs = _mlm_loss(
         hidden_MN, weight_VN, labels_M, bias, ignore_index, z_loss, label_smoothing, softcap, logits_bytes,
         grad_scale, mode == "recompute", *want,
@@ -78,7 +79,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, positions: Tensor | N
     check_tensor("hidden_TN", hidden, dims=2)
     check_tensor("weight_VN", weight, dims=2, like=hidden)
     check_parameter_dtype("weight_VN", weight, autocast_cast(hidden[:0]))
-    if weight.shape[1] != hidden.shape[1]:
+    if weight.shape[1] != hidden.shape[1] or not weight.shape[0]:
         raise ValueError(f"weight_VN: got shape {tuple(weight.shape)}, want [V, {hidden.shape[1]}]")
     check_vector("bias", bias, weight.shape[0], autocast_cast(hidden[:0]))
     check_integers("labels_M", labels, hidden, (torch.int64,))
@@ -89,8 +90,24 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, positions: Tensor | N
         raise ValueError(f"labels_M: got {labels.shape[0]} labels, want {rows}")
 
 
+def _scale(grad_scale: float | Tensor | None, hidden: Tensor) -> Tensor | None:
+    """As a scalar on the device of ``hidden``."""
+    if isinstance(grad_scale, torch.Tensor):
+        if grad_scale.numel() != 1 or not grad_scale.is_floating_point() or grad_scale.device != hidden.device:
+            raise ValueError(
+                f"grad_scale: got {grad_scale.dtype} of shape {tuple(grad_scale.shape)} on {grad_scale.device}, "
+                f"want a number or a float scalar on {hidden.device}"
+            )
+        return grad_scale.detach().reshape(())
+    if grad_scale is None:
+        return None
+    if not 0 < grad_scale < float("inf"):
+        raise ValueError(f"grad_scale: got {grad_scale}, want a positive number")
+    return torch.full((), float(grad_scale), device=hidden.device)
+
+
 def _check_options(z_loss: float, label_smoothing: float, softcap: float | None, logits_bytes: int, mode: str) -> None:
-    if z_loss < 0:
+    if not z_loss >= 0:  # NaN is not
         raise ValueError(f"z_loss: got {z_loss}, want a number >= 0")
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing: got {label_smoothing}, want a number in [0, 1)")

@@ -9,6 +9,7 @@
 // read for it.
 #pragma once
 
+#include "../common/mma.cuh"
 #include "../common/vector.cuh"
 
 namespace ck {
@@ -16,14 +17,8 @@ namespace ck {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 
-__device__ __forceinline__ float exp2_approx(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // exp(x), where exp(0) is 1 to the bit
-__device__ __forceinline__ float exp_fast(float x) { return exp2_approx(x * kLog2E); }
+__device__ __forceinline__ float exp_fast(float x) { return fast_exp2(x * kLog2E); }
 
 // A row's sums over columns: sum of exp(l - maximum), and of l.
 struct RowSums {
@@ -43,16 +38,16 @@ __device__ __forceinline__ float capped(float x, float softcap) {
 
 // The numbers of one 16-byte piece
 template <typename T, int COUNT>
-__device__ __forceinline__ void add_widened(uint4 raw, float (&x)[COUNT]) {
+__device__ __forceinline__ void widen(uint4 raw, float (&x)[COUNT]) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
-        for (int c = 0; c < COUNT; ++c) x[c] += __uint_as_float(words[c]);
+        for (int c = 0; c < COUNT; ++c) x[c] = __uint_as_float(words[c]);
     } else {
 #pragma unroll
         for (int i = 0; i < COUNT / 2; ++i) {
             const float2 pair = unpack2<T>(words[i]);
-            x[2 * i] += pair.x, x[2 * i + 1] += pair.y;
+            x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
         }
     }
 }
@@ -79,7 +74,10 @@ __device__ __forceinline__ void add_bias(const ck_loss_args &a, int column, floa
             for (int i = 0; i < 4; ++i) x[c + i] += four[i];
         }
     } else {
-        add_widened<T>(*reinterpret_cast<const uint4 *>(static_cast<const T *>(a.bias) + column), x);
+        float more[COUNT];
+        widen<T>(*reinterpret_cast<const uint4 *>(static_cast<const T *>(a.bias) + column), more);
+#pragma unroll
+        for (int c = 0; c < COUNT; ++c) x[c] += more[c];
     }
 }
 

@@ -21,21 +21,6 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 template <typename T, int COUNT>
-__device__ __forceinline__ void widen(uint4 raw, float (&x)[COUNT]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-    if constexpr (sizeof(T) == 4) {
-#pragma unroll
-        for (int c = 0; c < COUNT; ++c) x[c] = __uint_as_float(words[c]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < COUNT / 2; ++i) {
-            const float2 pair = unpack2<T>(words[i]);
-            x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
-        }
-    }
-}
-
-template <typename T, int COUNT>
 __device__ __forceinline__ void finish_logits(const ck_loss_args &a, int column, float (&x)[COUNT]) {
     if (a.bias) add_bias<T>(a, column, x);
     if (a.softcap > 0.0f) cap(x, a.softcap);

@@ -362,7 +362,8 @@ EVERY_LOSS_OPTION = (("z_loss", 1e-2), ("label_smoothing", 0.2), ("softcap", 3.0
 LONG_ROWS = {
     4099: DTYPES,
     20_001: DTYPES,
-    50_257: (FP32, BF16),
+    50_257: (FP32,),
+    50_368: (BF16,),
     128_256: (FP16, BF16),
     131_075: (BF16,),
     66_000: (FP32,),
@@ -388,6 +389,10 @@ TILED_LOSS_CASES = [
         (FP32, 64, (("logits_bytes", 20_000), ("grad_scale", 512.0))),
     )
 ]
-KERNEL_LOSS_CASES = KERNEL_ROW_LOSS_CASES + TILED_LOSS_CASES
+MANY_TILES = [
+    LossCase("mlm_loss", BF16, tokens=3, hidden=8, vocabulary=vocabulary, spread=0.7, options=(("mode", "recompute"),))
+    for vocabulary in (50_368, 128_256)
+]
+KERNEL_LOSS_CASES = [*KERNEL_ROW_LOSS_CASES, *TILED_LOSS_CASES, MANY_TILES[0]]
 
 ALL_CASES = [*ATTENTION_CASES, *ROTARY_CASES, *NORM_CASES, *GEGLU_CASES, *MLM_LOSS_CASES]

@@ -163,6 +163,19 @@ def test_gradients_on_demand(mode, wanted):
             close(leaf.grad, expected)
 
 
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+def test_tied_weights(mode):
+    """The decoder is the embedding: what comes through the hidden states and through the decoder adds up."""
+    results = []
+    for function in (mlm_loss, oracle.mlm_loss):
+        embedding, _, _, labels = problem(11, 9, seed=6)
+        embedding.requires_grad_()
+        hidden = embedding[torch.arange(9)].tanh()
+        loss = function(hidden, embedding, labels[:9], mode=mode)[0]
+        results.append(torch.autograd.grad(loss, embedding))
+    assert_equal(*results)
+
+
 def test_without_gradients_there_is_no_graph():
     hidden, weight, bias, labels = problem(7, 9, seed=6)
     hidden.requires_grad_()

@@ -1,5 +1,6 @@
 """What the masked-LM loss asks of memory: each logit once for reading and once for writing; no more than its peers."""
 
+import json
 from functools import cache
 
 import pytest
@@ -66,3 +67,24 @@ def test_a_miss_is_named():
     assert len(lines) == 2 and "read 2.0 x" in lines[0] and "Liger" in lines[1]
     absent = {"mode": "recompute", "language": CCE, "shape": str(CI), "absent": "not installed"}
     assert "| not installed |" in cost_loss.markdown([ours, absent])
+
+
+def committed():
+    return [json.loads(line) for line in (cost_loss.RESULTS / "loss.jsonl").read_text().splitlines()]
+
+
+def test_the_committed_table_is_whole_and_misses_nothing():
+    shapes = [str(shape) for shape in (CI, cost_loss.BETWEEN, cost_loss.FULL)]
+    rows = committed()
+    expected = [(s, mode, name) for s in shapes for mode, names in cost_loss.LANGUAGES.items() for name in names]
+    assert [(row["shape"], row["mode"], row["language"]) for row in rows] == expected
+    assert not any("absent" in row for row in rows) and cost_loss.misses(rows) == []
+
+
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+def test_the_committed_table_is_of_these_kernels(mode):
+    """In CUDA C++: of Triton's another version may ask for more or less."""
+    (row,) = [r for r in committed() if (r["mode"], r["language"], r["shape"]) == (mode, CUDA, str(CI))]
+    now = measured(mode, CUDA)
+    assert now["products"] == row["products"]
+    assert now["total"] == pytest.approx(row["total"], rel=0.01), "python -m benchmarks.cost_loss --full"

@@ -10,6 +10,7 @@ from tests.cramkernels.cases import (
     FP16,
     FP32,
     KERNEL_LOSS_CASES,
+    MANY_TILES,
     MLM_LOSS_CASES,
     TILED_LOSS_CASES,
     LossCase,
@@ -17,6 +18,7 @@ from tests.cramkernels.cases import (
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain, poisoned_memory
 from tests.cramkernels.test_mlm_loss_numbers import SCALE, confident, weight_gradient
 from tests.simulation.cuda import all_kernels, simulated
+from tests.simulation.operators import GRAPHS, assert_a_graph_can_hold_it
 
 KERNELS = 13
 MODES = pytest.mark.parametrize("mode", ["chunked", "recompute"])
@@ -84,6 +86,17 @@ def test_the_ring_has_the_stages_that_there_is_room_for(architecture, stages):
         ours(case, case.arguments())
     asked = {x.symbol.decode(): x.shared_bytes for x in executed.launches if x.shared_bytes}
     assert asked == dict.fromkeys(("ck_loss_tiles_f16", "ck_loss_slice_f16"), stages * 24 << 10)
+
+
+@pytest.mark.exhaustive
+def test_the_largest_vocabulary_without_logits(proof):
+    run(MANY_TILES[1], 80, proof)
+
+
+@MODES
+@pytest.mark.parametrize("options", GRAPHS, ids=["plain", "more"])
+def test_nothing_waits_and_no_shape_depends_on_a_value(mode, options):
+    assert_a_graph_can_hold_it(simulated, mode=mode, **options)
 
 
 @MODES

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cramkernels import mlm_loss
-from tests.cramkernels.cases import FP32, KERNEL_LOSS_CASES, MLM_LOSS_CASES, TILED_LOSS_CASES, LossCase
+from tests.cramkernels.cases import FP32, KERNEL_LOSS_CASES, MANY_TILES, MLM_LOSS_CASES, TILED_LOSS_CASES, LossCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain, poisoned_memory
 from tests.cramkernels.test_mlm_loss_numbers import SCALE, confident, weight_gradient
+from tests.simulation.operators import GRAPHS, assert_a_graph_can_hold_it
 from tests.simulation.triton import simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -39,6 +40,17 @@ def test_the_same_bits_twice(case):
     with simulated(80):
         first, again = ours(case, arguments), ours(case, arguments)
     assert all(first[name].equal(again[name]) for name in first)
+
+
+@pytest.mark.exhaustive
+def test_the_largest_vocabulary_without_logits(proof):
+    run(MANY_TILES[1], 80, proof)
+
+
+@MODES
+@pytest.mark.parametrize("options", GRAPHS, ids=["plain", "more"])
+def test_nothing_waits_and_no_shape_depends_on_a_value(mode, options):
+    assert_a_graph_can_hold_it(simulated, mode=mode, **options)
 
 
 @MODES

@@ -1,0 +1,51 @@
+"""The encoder of cramming_train, as it is, on the CUDA kernels: loss and gradients of two layers."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.cramkernels.compare import assert_error_rule
+from tests.model.cases import gradients, random_batch, random_model, small
+from tests.simulation.cuda import simulated
+
+ROWS = 2
+SHAPE = {"layers": 2, "hidden": 64, "heads": 2, "ffn_hidden": 48}
+MODELS = {
+    "crammed-bert": (small("crammed-bert", **SHAPE, max_length=40), 40),
+    "with rotary embedding": (small("crammed-bert", **SHAPE, max_length=40, positions="rope"), 40),
+    "long sequences": (small("crammed-bert", **SHAPE, max_length=140, positions="rope"), 140),
+}
+FAMILIES = {"ck_attention", "ck_layer", "ck_add", "ck_geglu", "ck_loss", "ck_reduce"}
+
+
+def results(model, batch, dtype) -> dict[str, torch.Tensor]:
+    """Loss and gradients, with autocast to 16 bits as in training."""
+    half = torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else contextlib.nullcontext()
+    with half:
+        out = model(*batch.arguments)
+    return {"loss": out.loss.detach(), **gradients(model, out.loss)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_two_layers(name, dtype, proof):
+    architecture, length = MODELS[name]
+    batch = random_batch(architecture, rows=ROWS, length=length)
+    model = random_model(architecture, dtype=torch.float32)
+    with torch.no_grad():  # about as large as a training's: larger ones magnify each rounding by chance
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter *= 0.3
+    exact = random_model(architecture)
+    exact.load_state_dict(model.state_dict())
+    expected = results(exact, batch, torch.float64)
+    reference = results(model, batch, dtype)
+    with simulated(80) as executed:
+        ours = results(model, batch, dtype)
+    symbols = executed.symbols()
+    assert {"_".join(symbol.split("_")[:2]) for symbol in symbols} == FAMILIES
+    way = "fp32" if dtype == torch.float32 else "long" if length > 128 else "short"
+    assert sum(f"ck_attention_{way}_" in symbol for symbol in symbols) == 2 * (2 if way == "short" else 3)
+    proof("CUDA C++ sm_80 executed", symbols)
+    assert_error_rule(ours, reference, expected, dtype)
