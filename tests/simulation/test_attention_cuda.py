@@ -154,7 +154,7 @@ MUTANTS = [
     ("short_backward.cuh", "__syncthreads();  // queries and gradients", ";  // queries and gradients"),
     ("short_backward.cuh", "w < S::kWarps; ++w) sum", "w < S::kWarps - 1; ++w) sum"),
     ("short_backward.cuh", "sums[i][2 * h] *= a.scale, ", ""),
-    ("short_backward.cuh", "    y0 = y0 * cosine.x - x0 * sine.x", "    y0 = y0 * cosine.x + x0 * sine.x"),
+    ("rows.cuh", "    y0 = y0 * cosine.x - x0 * sine.x", "    y0 = y0 * cosine.x + x0 * sine.x"),
     ("short_backward.cuh", "packed[j][h] &= ~", "packed[j][h] |= 0 & ~"),
     ("short_backward.cuh", "first += S::kQueries;\n        __syncwarp();", "first += S::kQueries;"),
 ]  # fmt: skip
@@ -182,7 +182,7 @@ def test_every_kernel_of_the_family_ran(proof):
     """Together the cases reach each of them."""
     from tests.simulation.conftest import _ran
 
-    family = {kernel for kernel in cuda.all_kernels(80) if kernel.startswith("ck_attention_")}
+    family = {kernel for kernel in cuda.all_kernels(80) if kernel.startswith("ck_attention_short_")}
     ran = _ran["CUDA C++ sm_80 executed"] & family
     if len(ran) < 6:
         pytest.skip("only a part of the cases was selected")
