@@ -1,4 +1,4 @@
-"""Attention and rotary embedding in CUDA C++: outputs are allocated here, kernels are in csrc/attention and csrc/rotary.
+"""Attention and rotary embedding in CUDA C++: outputs are allocated here, kernels are in csrc/.
 
 :func:`path` says which kernels serve what; the rest goes to the reference.
 """
@@ -20,8 +20,8 @@ FORWARD_WARPS = 8  # of a CTA of the short forward; fewer would take more turns
 def path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
     """The kernels for these tensors: "short", "long", "fp32", or None.
 
-    The short ones hold whole sequences, of at most 128 tokens; on sm_75, with its 64 KB of shared memory, of head dims up
-    to 64. sm_75 does not multiply bf16.
+    The short ones hold whole sequences, of at most 128 tokens; on sm_75, with its 64 KB of shared memory, of head dims
+    up to 64. sm_75 does not multiply bf16.
     """
     head_dim = qkv.shape[3]
     if head_dim not in HEAD_DIMS or qkv.dtype not in DTYPES:
