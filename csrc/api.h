@@ -131,6 +131,7 @@ CK_API int ck_attention_short_backward(const ck_attention_args *args, void *stre
 CK_API int ck_attention_fp32_forward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_fp32_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_forward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_delta(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_rotary(const ck_rotary_args *args, void *stream);
 CK_API int ck_loss_count(const ck_loss_args *args, void *stream);

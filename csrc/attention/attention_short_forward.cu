@@ -17,5 +17,5 @@ static const ck::AttentionKernel kernels[] = {
 };
 
 int ck_attention_short_forward(const ck_attention_args *args, void *stream) {
-    return ck::launch_attention(kernels, *args, stream, 1, 32 * args->warps);  // one CTA a head for what is outside sequences
+    return ck::launch_attention(kernels, *args, stream, 1, 1, 32 * args->warps);  // one CTA a head for what is outside sequences
 }

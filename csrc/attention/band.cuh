@@ -45,8 +45,8 @@ struct Band {
 
     Band() = default;
     // Called by whole warps.
-    __device__ __forceinline__ Band(const ck_attention_args &a, int rows) {
-        head = blockIdx.x % a.heads, tile = blockIdx.x / a.heads * rows;
+    __device__ __forceinline__ Band(const ck_attention_args &a, int cta, int rows) {
+        head = cta % a.heads, tile = cta / a.heads * rows;
         begin = max(tile, a.cu_seqlens[0]);
         end = static_cast<int>(min(static_cast<int64_t>(min(tile + rows, a.cu_seqlens[a.sequences])), a.tokens));
         first = last = 0, low = high = 0;
@@ -69,8 +69,8 @@ struct Band {
 };
 
 // To shared memory, by the whole CTA.
-__device__ __forceinline__ void find_band(const ck_attention_args &a, int rows, Band &band) {
-    const Band found(a, rows);
+__device__ __forceinline__ void find_band(const ck_attention_args &a, int cta, int rows, Band &band) {
+    const Band found(a, cta, rows);
     if (threadIdx.x == 0) band = found;
     __syncthreads();
 }

@@ -34,7 +34,7 @@ struct Fp32 {
     // The band of the CTA's tile, and what each of its rows sees. `shown`: as for Band::sight.
     static __device__ __forceinline__ void find_sights(const ck_attention_args &a, const uint8_t *shown, Band &band,
                                                        Sight *sights) {
-        find_band(a, kRows, band);
+        find_band(a, blockIdx.x, kRows, band);
         if (threadIdx.x < kRows) sights[threadIdx.x] = band.sight(a, band.tile + threadIdx.x, shown);
         __syncthreads();
     }

@@ -1,8 +1,9 @@
-// The gradient of long_forward.cuh, in two kernels, so that nothing is added in memory:
+// The gradient of long_forward.cuh in one kernel, after another that sums rows (attention_delta.cu), so that nothing is
+// added in memory:
 //
 //     P = exp(scale * Q K^T - lse),  delta = rowsum(dO * O),  dS = P * (drop(dO V^T) - delta),
-//     long_dq:   dQ = scale * dS K        queries stream keys and values; writes delta, too
-//     long_dkv:  dV = drop(P)^T dO,  dK = scale * dS^T Q        keys stream queries and gradients
+//     dV = drop(P)^T dO,  dK = scale * dS^T Q        CTAs whose keys stream queries and gradients,
+//     dQ = scale * dS K                              and CTAs whose queries stream keys and values
 #pragma once
 
 #include "long_forward.cuh"
@@ -10,35 +11,30 @@
 namespace ck {
 
 template <int D>
-struct LongDq {
-    static constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16 * kWarps, kKeys = 32;
-#if __CUDA_ARCH__ == 750
-    static constexpr int kResident = D > 32 ? 1 : 2;  // CTAs of a multiprocessor that registers have room for
-#else
-    static constexpr int kResident = D > 64 ? 1 : 2;
-#endif
-    struct Memory {
-        uint4 key[2][kKeys * D / 8], value[2][kKeys * D / 8];
-        float lse[kRows], delta[kRows];  // here, as is the rest, since registers are scarce
-        Reach reach[kWarps];
-        Band band;
-    };
-};
-
-template <int D>
-struct LongDkv {
+struct LongBackward {
     static constexpr int kWarps = D > 64 ? 4 : 8, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-    static constexpr int kQueries = D > 64 ? 16 : 32;
+    static constexpr int kBlock = D > 64 ? 16 : 32;
 #if __CUDA_ARCH__ == 750
-    static constexpr int kResident = 1;
+    static constexpr int kResident = 1;  // CTAs of a multiprocessor that shared memory has room for
 #else
     static constexpr int kResident = 2;
 #endif
-    struct Memory {
-        uint4 key[kRows * D / 8], value[kRows * D / 8], query[2][kQueries * D / 8], grad[2][kQueries * D / 8];
-        float lse[2][kQueries], delta[2][kQueries];
+    // Reach and band are here since registers are scarce
+    struct OfKeys {
+        uint4 key[kRows * D / 8], value[kRows * D / 8], query[2][kBlock * D / 8], grad[2][kBlock * D / 8];
+        float lse[2][kBlock], delta[2][kBlock];
         Reach reach[kWarps];
         Band band;
+    };
+    struct OfQueries {
+        uint4 key[2][kBlock * D / 8], value[2][kBlock * D / 8];
+        float lse[kRows], delta[kRows];
+        Reach reach[kWarps];
+        Band band;
+    };
+    union Memory {
+        OfKeys of_keys;
+        OfQueries of_queries;
     };
 };
 
@@ -65,149 +61,11 @@ __device__ __forceinline__ void store_rotated_back(const ck_attention_args &a, f
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void long_dq(const ck_attention_args &a) {
-    using L = LongDq<D>;
-    constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16;
-    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
-    auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
-    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
+__device__ __forceinline__ void key_gradients(const ck_attention_args &a, int cta, typename LongBackward<D>::OfKeys &memory) {
+    using L = LongBackward<D>;
+    constexpr int kQueries = L::kBlock, kTiles = kQueries / 8;
     const Band &band = memory.band;
-    find_band(a, L::kRows, memory.band);
-    find_reach(a, band, nullptr, memory.reach);
-    const auto copy_block = [&](int block, int buffer) {
-        const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
-        copy_tokens<T, D, kKeys, L::kThreads>(memory.key[buffer], keys, step, block, band.low, band.high);
-        copy_tokens<T, D, kKeys, L::kThreads>(memory.value[buffer], keys + width, step, block, band.low, band.high);
-        commit_copies();
-    };
-    int block = band.low & ~(kKeys - 1);
-    if (block < band.high) copy_block(block, 0);
-
-    uint32_t query[kSteps][4], grad[kSteps][4];
-    {
-        const int lane = threadIdx.x % 32, head = band.head, first = band.tile + threadIdx.x / 32 * 16 + lane / 4;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int row = first + 8 * h;
-            const bool valid = band.holds(row);
-            uint4 pieces[D / 32], outputs[D / 32];
-            load_row<T, D>(static_cast<const T *>(a.qkv) + row * step + head * D, valid, pieces);
-            if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
-            to_fragments<D>(pieces, h, query);
-            load_row<T, D>(static_cast<const T *>(a.grad) + row * width + head * D, valid, pieces);
-            load_row<T, D>(static_cast<const T *>(a.out) + row * width + head * D, valid, outputs);
-            float delta = 0.0f;
-#pragma unroll
-            for (int i = 0; i < D / 32; ++i) {
-                float x[8], y[8];
-                unpack<T>(pieces[i], x);
-                unpack<T>(outputs[i], y);
-#pragma unroll
-                for (int k = 0; k < 8; ++k) delta += x[k] * y[k];
-            }
-            to_fragments<D>(pieces, h, grad);
-            delta = quad_sum(delta);
-            if (lane % 4 == 0) {
-                memory.lse[row - band.tile] = valid ? a.lse[head * a.tokens + row] * kLog2E : 0.0f;
-                memory.delta[row - band.tile] = delta;
-                if (valid) a.delta[head * a.tokens + row] = delta;
-            }
-        }
-        __syncwarp();
-    }
-    const float factor = a.scale * kLog2E;
-    float dquery[D / 8][4] = {};
-#pragma unroll 1
-    for (int buffer = 0; block < band.high; block += kKeys, buffer ^= 1) {
-        wait_copies<0>();
-        if (a.cos) rotate_tokens<T, D, kKeys, L::kThreads>(a, band, memory.key[buffer], block, band.low, band.high);
-        __syncthreads();  // this block has come, and the one before is done with
-        if (block + kKeys < band.high) copy_block(block + kKeys, buffer ^ 1);
-        const int warp = fresh_thread() / 32, lane = fresh_lane(), g = lane / 4, t = lane % 4;
-        if (!memory.reach[warp].touches(block, kKeys)) continue;
-
-        constexpr int kDrawn = kKeys / 2;  // as in the forward; before the products, which need the registers
-        uint32_t kept = 0;
-        if (a.drop_threshold)
-            kept = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
-        float p[kTiles][4] = {}, dp[kTiles][4] = {};
-        const uint32_t keys = Tile<D>::across(lane, memory.key[buffer]);
-        const uint32_t values = Tile<D>::across(lane, memory.value[buffer]);
-#pragma unroll
-        for (int j = 0; j < kTiles; j += 2)
-#pragma unroll
-            for (int s = 0; s < kSteps; ++s) {
-                uint32_t b[4];
-                load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
-                mma<T>(p[j], query[s], b[0], b[1]);
-                mma<T>(p[j + 1], query[s], b[2], b[3]);
-                load_matrices(b, Tile<D>::at(values, 8 * j, 2 * s));
-                mma<T>(dp[j], grad[s], b[0], b[1]);
-                mma<T>(dp[j + 1], grad[s], b[2], b[3]);
-            }
-        const int row = 16 * warp + g;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const float lse = memory.lse[row + 8 * h];
-#pragma unroll
-            for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-                for (int c = 2 * h; c < 2 * h + 2; ++c) p[j][c] = fast_exp2(fmaf(p[j][c], factor, -lse));
-        }
-        if (a.key_mask || !memory.reach[warp].covers(block, kKeys)) {
-            uint32_t shown[1];
-            shown_keys<kKeys>(a, block, band.high, shown);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const uint32_t seen = (seen_keys(band.sight(a, band.tile + row + 8 * h), block) & shown[0]) >> (2 * t);
-#pragma unroll
-                for (int i = 0; i < 2 * kTiles; ++i) {
-                    float &x = p[i / 2][2 * h + i % 2];
-                    x = seen >> (8 * (i / 2) + i % 2) & 1 ? x : 0.0f;
-                }
-            }
-        }
-        if (a.drop_threshold) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t bits = __shfl_sync(0xffffffffu, kept, 2 * (g + 8 * h) + half) >> (2 * t);
-#pragma unroll
-                    for (int i = 0; i < kTiles; ++i)
-                        dp[kTiles / 2 * half + i / 2][2 * h + i % 2] *= bits >> (8 * (i / 2) + i % 2) & 1 ? a.keep_scale : 0.0f;
-                }
-        }
-        const float delta[2] = {memory.delta[row], memory.delta[row + 8]};
-        const uint32_t downward = Tile<D>::along(lane, memory.key[buffer]);
-#pragma unroll
-        for (int j = 0; j < kTiles; j += 2) {
-            uint32_t dscore[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int tile8 = j + i / 2, c = 2 * (i % 2);
-                dscore[i] = pack2<T>(p[tile8][c] * (dp[tile8][c] - delta[i % 2]), p[tile8][c + 1] * (dp[tile8][c + 1] - delta[i % 2]));
-            }
-#pragma unroll
-            for (int d = 0; d < D / 8; d += 2) {
-                uint32_t b[4];
-                load_matrices_transposed(b, Tile<D>::at(downward, 8 * j, d));
-                mma<T>(dquery[d], dscore, b[0], b[1]);
-                mma<T>(dquery[d + 1], dscore, b[2], b[3]);
-            }
-        }
-    }
-    store_rotated_back<T, D>(a, dquery, band, 0);
-}
-
-template <typename T, int D>
-__device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
-    using L = LongDkv<D>;
-    constexpr int kQueries = L::kQueries, kTiles = kQueries / 8;
-    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
-    auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
-    const Band &band = memory.band;
-    find_band(a, L::kRows, memory.band);
+    find_band(a, cta, L::kRows, memory.band);
     find_reach(a, band, a.key_mask, memory.reach);
     const auto copy_block = [&](int block, int buffer) {
         const int64_t width = static_cast<int64_t>(a.heads) * D;
@@ -329,6 +187,147 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
         const int64_t row = first + 8 * h;
         store_row<T, D>(dvalue, h, a.keep_scale, static_cast<T *>(a.dqkv) + ((3 * row + 2) * a.heads + band.head) * D, row < a.tokens);
     }
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void query_gradients(const ck_attention_args &a, int cta, typename LongBackward<D>::OfQueries &memory) {
+    using L = LongBackward<D>;
+    constexpr int kKeys = L::kBlock, kTiles = kKeys / 8, kSteps = D / 16;
+    const Band &band = memory.band;
+    find_band(a, cta, L::kRows, memory.band);
+    find_reach(a, band, nullptr, memory.reach);
+    const auto copy_block = [&](int block, int buffer) {
+        const int64_t width = static_cast<int64_t>(a.heads) * D;
+        const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
+        copy_tokens<T, D, kKeys, L::kThreads>(memory.key[buffer], keys, 3 * width, block, band.low, band.high);
+        copy_tokens<T, D, kKeys, L::kThreads>(memory.value[buffer], keys + width, 3 * width, block, band.low, band.high);
+        commit_copies();
+    };
+    int block = band.low & ~(kKeys - 1);
+    if (block < band.high) copy_block(block, 0);
+
+    uint32_t query[kSteps][4], grad[kSteps][4];
+    {
+        const int64_t width = static_cast<int64_t>(a.heads) * D;
+        const int lane = threadIdx.x % 32, head = band.head, first = band.tile + threadIdx.x / 32 * 16 + lane / 4;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = first + 8 * h;
+            const bool valid = band.holds(row);
+            uint4 pieces[D / 32];
+            load_row<T, D>(static_cast<const T *>(a.qkv) + 3 * row * width + head * D, valid, pieces);
+            if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
+            to_fragments<D>(pieces, h, query);
+            load_row<T, D>(static_cast<const T *>(a.grad) + row * width + head * D, valid, pieces);
+            to_fragments<D>(pieces, h, grad);
+            if (lane % 4 == 0) {
+                memory.lse[row - band.tile] = valid ? a.lse[head * a.tokens + row] * kLog2E : 0.0f;
+                memory.delta[row - band.tile] = valid ? a.delta[head * a.tokens + row] : 0.0f;
+            }
+        }
+        __syncwarp();
+    }
+    const float factor = a.scale * kLog2E;
+    float dquery[D / 8][4] = {};
+#pragma unroll 1
+    for (int buffer = 0; block < band.high; block += kKeys, buffer ^= 1) {
+        wait_copies<0>();
+        if (a.cos) rotate_tokens<T, D, kKeys, L::kThreads>(a, band, memory.key[buffer], block, band.low, band.high);
+        __syncthreads();  // this block has come, and the one before is done with
+        if (block + kKeys < band.high) copy_block(block + kKeys, buffer ^ 1);
+        const int warp = fresh_thread() / 32, lane = fresh_lane(), g = lane / 4, t = lane % 4;
+        if (!memory.reach[warp].touches(block, kKeys)) continue;
+
+        // As above: bit 8h + i says of query g + 8h and key 8 * (i / 2) + 2t + i % 2 whether they see each other
+        uint32_t bits = 0xffffffffu;
+        if (a.key_mask || !memory.reach[warp].covers(block, kKeys)) {
+            uint32_t shown[1];
+            shown_keys<kKeys>(a, block, band.high, shown);
+            bits = 0xffff0000u;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const Sight sight = band.sight(a, band.tile + 16 * warp + g + 8 * h);
+                const uint32_t seen = (seen_keys(sight, block) & shown[0]) >> (2 * t);
+#pragma unroll
+                for (int i = 0; i < 2 * kTiles; ++i) bits |= (seen >> (8 * (i / 2) + i % 2) & 1) << (8 * h + i);
+            }
+        }
+        if (a.drop_threshold) {
+            constexpr int kDrawn = kKeys / 2;  // keys that a lane draws for, of query lane / 2 of the warp's
+            const uint32_t drawn = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2,
+                                                     block + lane % 2 * kDrawn);
+            bits &= 0xffffu;
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const uint32_t word = __shfl_sync(0xffffffffu, drawn, 2 * (g + 8 * h) + half) >> (2 * t);
+#pragma unroll
+                    for (int i = 0; i < kTiles; ++i)
+                        bits |= (word >> (8 * (i / 2) + i % 2) & 1) << (16 + 8 * h + kTiles * half + i);
+                }
+        }
+        float p[kTiles][4] = {}, dp[kTiles][4] = {};
+        const uint32_t keys = Tile<D>::across(lane, memory.key[buffer]);
+        const uint32_t values = Tile<D>::across(lane, memory.value[buffer]);
+#pragma unroll
+        for (int j = 0; j < kTiles; j += 2)
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s) {
+                uint32_t b[4];
+                load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
+                mma<T>(p[j], query[s], b[0], b[1]);
+                mma<T>(p[j + 1], query[s], b[2], b[3]);
+                load_matrices(b, Tile<D>::at(values, 8 * j, 2 * s));
+                mma<T>(dp[j], grad[s], b[0], b[1]);
+                mma<T>(dp[j + 1], grad[s], b[2], b[3]);
+            }
+        const int row = 16 * warp + g;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float lse = memory.lse[row + 8 * h];
+#pragma unroll
+            for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                for (int c = 2 * h; c < 2 * h + 2; ++c) {
+                    const bool sees = bits >> (8 * h + 2 * j + c % 2) & 1;
+                    p[j][c] = sees ? fast_exp2(fmaf(p[j][c], factor, -lse)) : 0.0f;
+                }
+        }
+        const float delta[2] = {memory.delta[row], memory.delta[row + 8]};
+        const uint32_t downward = Tile<D>::along(lane, memory.key[buffer]);
+#pragma unroll
+        for (int j = 0; j < kTiles; j += 2) {
+            uint32_t dscore[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int tile8 = j + i / 2, h = i % 2;
+                const uint32_t kept = bits >> (16 + 8 * h + 2 * tile8);
+                const float dp0 = kept & 1 ? dp[tile8][2 * h] * a.keep_scale : 0.0f;
+                const float dp1 = kept & 2 ? dp[tile8][2 * h + 1] * a.keep_scale : 0.0f;
+                dscore[i] = pack2<T>(p[tile8][2 * h] * (dp0 - delta[h]), p[tile8][2 * h + 1] * (dp1 - delta[h]));
+            }
+#pragma unroll
+            for (int d = 0; d < D / 8; d += 2) {
+                uint32_t b[4];
+                load_matrices_transposed(b, Tile<D>::at(downward, 8 * j, d));
+                mma<T>(dquery[d], dscore, b[0], b[1]);
+                mma<T>(dquery[d + 1], dscore, b[2], b[3]);
+            }
+        }
+    }
+    store_rotated_back<T, D>(a, dquery, band, 0);
+}
+
+template <typename T, int D>
+__device__ __forceinline__ void long_backward(const ck_attention_args &a) {
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
+    auto &memory = *reinterpret_cast<typename LongBackward<D>::Memory *>(dynamic_memory);
+    const int tile = blockIdx.x / a.heads, cta = tile / 2 * a.heads + blockIdx.x % a.heads;
+    if (tile % 2 == 0)
+        key_gradients<T, D>(a, cta, memory.of_keys);
+    else
+        query_gradients<T, D>(a, cta, memory.of_queries);
 }
 
 }  // namespace ck

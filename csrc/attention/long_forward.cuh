@@ -25,9 +25,9 @@ struct LongForward {
 
 // Key tokens of a block that the key mask shows, 32 a word.
 template <int KEYS>
-__device__ __forceinline__ void shown_keys(const ck_attention_args &a, int block, int high, uint32_t (&shown)[KEYS / 32]) {
+__device__ __forceinline__ void shown_keys(const ck_attention_args &a, int block, int high, uint32_t (&shown)[(KEYS + 31) / 32]) {
 #pragma unroll
-    for (int w = 0; w < KEYS / 32; ++w) {
+    for (int w = 0; w < (KEYS + 31) / 32; ++w) {
         const int token = block + 32 * w + threadIdx.x % 32;
         shown[w] = a.key_mask ? __ballot_sync(0xffffffffu, token < high && a.key_mask[token]) : 0xffffffffu;
     }
@@ -45,7 +45,7 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
     const Band &band = memory.band;
-    find_band(a, L::kRows, memory.band);
+    find_band(a, blockIdx.x, L::kRows, memory.band);
     find_reach(a, band, nullptr, memory.reach);
     const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
     const auto copy_block = [&](int block, int buffer) {

@@ -28,14 +28,14 @@ struct AttentionKernel {
     Kernel kernel;
 };
 
-// A CTA for each head and `rows` tokens, and `more` CTAs a head; fewer threads than the kernel's where they are given.
+// `times` CTAs for each head and `rows` tokens, `more` CTAs a head; fewer threads than the kernel's where they are given.
 template <int N>
-int launch_attention(const AttentionKernel (&kernels)[N], const ck_attention_args &a, void *stream, int more = 0,
-                     int threads = -1) {
+int launch_attention(const AttentionKernel (&kernels)[N], const ck_attention_args &a, void *stream, int times = 1,
+                     int more = 0, int threads = -1) {
     for (const AttentionKernel &k : kernels) {
         if (k.dtype != a.dtype || k.head_dim != a.head_dim) continue;
         if (threads < 0) threads = k.threads;
-        const int64_t ctas = (divide_up(a.tokens, k.rows) + more) * a.heads;
+        const int64_t ctas = (divide_up(a.tokens, k.rows) * times + more) * a.heads;
         // tokens and sequences are counted in 32 bits, and so are CTAs
         if (a.tokens < 1 || a.tokens > 0x7fffff00 || a.sequences < 0 || a.heads < 1 || ctas > 0x7fffffff)
             return CK_BAD_SHAPE;
