@@ -260,8 +260,10 @@ def _gradients(ctx, call_backward, grad, *_):
     if ctx.recompute:
         saved = call_backward(*saved, *ctx.options, grad_scale, *ctx.wanted)
     factor = grad / grad_scale if ctx.scaled else grad
+    # fresh ones in their place; those made in the forward may be asked for again (retain_graph)
+    times = torch.Tensor.mul_ if ctx.recompute else torch.mul
     dhidden, dweight, dbias = (
-        (gradient * factor).to(dtype) if wanted else None
+        times(gradient, factor).to(dtype) if wanted else None
         for gradient, dtype, wanted in zip(saved, ctx.dtypes, ctx.wanted, strict=True)
     )
     return dhidden, dweight, None, dbias, *(None,) * 10

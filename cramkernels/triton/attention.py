@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
+from cramkernels.configurations import BACKWARD, FORWARD, tiling_for
 from cramkernels.reference import attention as reference
 from cramkernels.triton import attention_backward as backward
 from cramkernels.triton import attention_forward as forward
 from cramkernels.triton.rotary import rotated
 
 HEAD_DIMS = (32, 64, 128)  # others go to the reference
-SMALL_TILE, TILE = 64, 128  # rows
 NO_WINDOW = 1 << 30  # further than any two tokens are apart
 
 
@@ -22,10 +20,10 @@ def attention_forward(
         return reference.attention_forward(
             qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
-    whole = max_seqlen <= TILE and qkv.dtype != torch.float32
+    tiling = tiling_for(FORWARD, qkv, max_seqlen)
     return forward.attention_forward(
-        *_contiguous(qkv, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
-        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
+        *_contiguous(qkv, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask), _number(window), scale,
+        dropout_p, seed,
     )  # fmt: skip
 
 
@@ -37,11 +35,10 @@ def attention_backward(
         return reference.attention_backward(
             grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
-    # with 128 columns dK, dV and dQ of a tile are more than registers hold
-    whole = max_seqlen <= TILE and qkv.dtype != torch.float32 and qkv.shape[-1] < 128
+    tiling = tiling_for(BACKWARD, qkv, max_seqlen)
     return backward.attention_backward(
-        *_contiguous(grad, qkv, out, lse, cu_seqlens), whole, _tile(qkv, max_seqlen, whole), *_tables(cos, sin),
-        *_contiguous(key_mask), _number(window), scale, dropout_p, seed,
+        *_contiguous(grad, qkv, out, lse, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask),
+        _number(window), scale, dropout_p, seed,
     )  # fmt: skip
 
 
@@ -63,11 +60,6 @@ def rotary_backward(grad, cos, sin, cu_seqlens):
 
 def _serves(qkv) -> bool:
     return qkv.shape[-1] in HEAD_DIMS and qkv.numel() > 0
-
-
-def _tile(qkv, max_seqlen: int, whole: bool) -> int:
-    small = max_seqlen <= SMALL_TILE if whole else qkv.dtype == torch.float32
-    return SMALL_TILE if small else TILE
 
 
 def _number(window: int | None) -> int:

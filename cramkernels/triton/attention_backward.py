@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
@@ -32,15 +33,15 @@ from cramkernels.triton.attention_tiles import (
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
-SLICE, CHUNK, DELTA_ROWS = 16, 32, 32
+DELTA_ROWS = 32
 
 
 @triton.jit
 def _key_gradients(
     grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
     origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold; if WHOLE, their dQ too."""
     stride = 3 * heads * D
@@ -61,7 +62,7 @@ def _key_gradients(
     dk = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dk_second = dk
     dv = tl.zeros([TILE, D], tl.float32)
-    for query_start in tl.range(slices_start, slices_end, SLICE, num_stages=2):
+    for query_start in tl.range(slices_start, slices_end, SLICE, num_stages=STAGES):
         query = query_start + tl.arange(0, SLICE)
         asked = (query >= first) & (query < last)
         query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
@@ -112,7 +113,7 @@ def _key_gradients(
 def _query_gradients(
     grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
     begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dQ of the queries [begin, end), at most TILE."""
@@ -131,7 +132,7 @@ def _query_gradients(
     delta = tl.load(delta_ptr + statistic, seeing, 0.0)
     dq = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dq_second = dq
-    for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=2):
+    for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=STAGES):
         key = chunk + tl.arange(0, CHUNK)
         present = (key >= first) & (key < last)
         key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
@@ -162,8 +163,8 @@ def _query_gradients(
 def _attention_backward_kernel(
     grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
     tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * TILE
@@ -175,7 +176,7 @@ def _attention_backward_kernel(
             _key_gradients(
                 grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
                 origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, True, PRECISION, ROPE, KEY_MASK, DROPOUT,
+                D, TILE, SLICE, STAGES, True, PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
             begin = end
     else:
@@ -184,13 +185,13 @@ def _attention_backward_kernel(
             _key_gradients(
                 grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
                 begin, begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, False, PRECISION, ROPE, KEY_MASK, DROPOUT,
+                D, TILE, SLICE, STAGES, False, PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
         else:
             _query_gradients(
                 grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
                 begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, CHUNK, PRECISION, ROPE, KEY_MASK, DROPOUT,
+                D, TILE, CHUNK, STAGES, PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
 
 
@@ -205,23 +206,26 @@ def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.c
 
 
 def attention_backward(
-    grad, qkv, out, lse, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed
+    grad, qkv, out, lse, cu_seqlens, tiling: Tiling, cos, sin, key_mask, window, scale, dropout_p, seed
 ):
-    """dqkv of contiguous tensors; ``out`` is read only where sequences are cut; the window is a number."""
+    """dqkv of contiguous tensors; ``out`` is read only where sequences are cut; the window is a number.
+
+    ``tiling``: how to launch.
+    """
     tokens, _, heads, head_dim = qkv.shape
     dqkv = torch.empty_like(qkv)
-    delta = None if whole else torch.empty_like(lse)
+    delta = None if tiling.whole else torch.empty_like(lse)
     with on_device(qkv):
-        if not whole:
+        if not tiling.whole:
             _attention_delta_kernel[(triton.cdiv(tokens, DELTA_ROWS) * heads,)](
                 grad, out, delta, tokens, heads, D=head_dim, ROWS=DELTA_ROWS, num_warps=1, **OPTIONS
             )
-        _attention_backward_kernel[(triton.cdiv(tokens, tile) * heads, 1 if whole else 2)](
+        _attention_backward_kernel[(triton.cdiv(tokens, tiling.tile) * heads, 1 if tiling.whole else 2)](
             grad, qkv, lse, delta, cu_seqlens, cos, sin, key_mask, seed, dqkv,
             tokens, cu_seqlens.shape[0] - 1, heads, window, scale, scale * LOG2_E,
-            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, SLICE=SLICE, CHUNK=CHUNK,
-            WHOLE=whole, PRECISION=precision(qkv.dtype),
+            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tiling.tile, SLICE=tiling.slice,
+            CHUNK=tiling.chunk, STAGES=tiling.stages, WHOLE=tiling.whole, PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
-            num_warps=tile // 16, **OPTIONS,
+            num_warps=tiling.warps, **OPTIONS,
         )  # fmt: skip
     return dqkv

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_tiles import (
     kept,
@@ -26,7 +27,6 @@ from cramkernels.triton.attention_tiles import (
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
-CHUNK = 32
 LOG2_E = 1.4426950408889634
 
 
@@ -34,8 +34,8 @@ LOG2_E = 1.4426950408889634
 def _attention_forward_kernel(
     qkv_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, out_ptr, lse_ptr,
     tokens, sequences, heads, window, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
-    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+    D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+    PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * TILE
@@ -60,7 +60,7 @@ def _attention_forward_kernel(
         highest = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)
-        for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=2):
+        for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=STAGES):
             key = chunk + tl.arange(0, CHUNK)
             present = (key >= first) & (key < last)
             key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
@@ -92,18 +92,18 @@ def _attention_forward_kernel(
         begin = end
 
 
-def attention_forward(qkv, cu_seqlens, whole: bool, tile: int, cos, sin, key_mask, window, scale, dropout_p, seed):
-    """(out, lse) of contiguous qkv; the window is a number."""
+def attention_forward(qkv, cu_seqlens, tiling: Tiling, cos, sin, key_mask, window, scale, dropout_p, seed):
+    """(out, lse) of contiguous qkv; the window is a number. ``tiling``: how to launch."""
     tokens, _, heads, head_dim = qkv.shape
     out = qkv.new_empty(tokens, heads, head_dim)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
     with on_device(qkv):
-        _attention_forward_kernel[(triton.cdiv(tokens, tile) * heads,)](
+        _attention_forward_kernel[(triton.cdiv(tokens, tiling.tile) * heads,)](
             qkv, cu_seqlens, cos, sin, key_mask, seed, out, lse,
             tokens, cu_seqlens.shape[0] - 1, heads, window, scale * LOG2_E,
-            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tile, CHUNK=CHUNK, WHOLE=whole,
-            PRECISION=precision(qkv.dtype),
+            keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tiling.tile, CHUNK=tiling.chunk,
+            STAGES=tiling.stages, WHOLE=tiling.whole,            PRECISION=precision(qkv.dtype),
             ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
-            num_warps=tile // 16, **OPTIONS,
+            num_warps=tiling.warps, **OPTIONS,
         )  # fmt: skip
     return out, lse

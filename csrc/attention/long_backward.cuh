@@ -59,7 +59,7 @@ __device__ __forceinline__ void store_rotated_back(const ck_attention_args &a, f
                 unrotate(sums[j][2 * h], sums[j][2 * h + 1], sums[j + D / 16][2 * h], sums[j + D / 16][2 * h + 1], a,
                          static_cast<int64_t>(position) * (D / 2) + 8 * j + 2 * t);
         }
-        T *const to = static_cast<T *>(a.dqkv) + (3ll * token + part) * (a.heads * D) + band.head * D;
+        T *const to = static_cast<T *>(a.dqkv) + ((3ll * token + part) * a.heads + band.head) * D;
         store_row<T, D>(sums, h, 1.0f, to, token < a.tokens);
     }
 }
@@ -68,7 +68,7 @@ template <typename T, int D>
 __device__ __forceinline__ void long_dq(const ck_attention_args &a) {
     using L = LongDq<D>;
     constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16;
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
     const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
     const Band &band = memory.band;
@@ -131,15 +131,17 @@ __device__ __forceinline__ void long_dq(const ck_attention_args &a) {
         if (a.drop_threshold)
             kept = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
         float p[kTiles][4] = {}, dp[kTiles][4] = {};
+        const uint32_t keys = Tile<D>::across(lane, memory.key[buffer]);
+        const uint32_t values = Tile<D>::across(lane, memory.value[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2)
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
                 uint32_t b[4];
-                Tile<D>::columns(lane, b, memory.key[buffer], 8 * j, 2 * s);
+                load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
                 mma<T>(p[j], query[s], b[0], b[1]);
                 mma<T>(p[j + 1], query[s], b[2], b[3]);
-                Tile<D>::columns(lane, b, memory.value[buffer], 8 * j, 2 * s);
+                load_matrices(b, Tile<D>::at(values, 8 * j, 2 * s));
                 mma<T>(dp[j], grad[s], b[0], b[1]);
                 mma<T>(dp[j + 1], grad[s], b[2], b[3]);
             }
@@ -177,6 +179,7 @@ __device__ __forceinline__ void long_dq(const ck_attention_args &a) {
                 }
         }
         const float delta[2] = {memory.delta[row], memory.delta[row + 8]};
+        const uint32_t downward = Tile<D>::along(lane, memory.key[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             uint32_t dscore[4];
@@ -188,7 +191,7 @@ __device__ __forceinline__ void long_dq(const ck_attention_args &a) {
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
-                Tile<D>::columns_transposed(lane, b, memory.key[buffer], 8 * j, d);
+                load_matrices_transposed(b, Tile<D>::at(downward, 8 * j, d));
                 mma<T>(dquery[d], dscore, b[0], b[1]);
                 mma<T>(dquery[d + 1], dscore, b[2], b[3]);
             }
@@ -201,16 +204,16 @@ template <typename T, int D>
 __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
     using L = LongDkv<D>;
     constexpr int kQueries = L::kQueries, kTiles = kQueries / 8;
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
-    const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
     const Band &band = memory.band;
     find_band(a, L::kRows, memory.band);
     find_reach(a, band, a.key_mask, memory.reach);
     const auto copy_block = [&](int block, int buffer) {
+        const int64_t width = static_cast<int64_t>(a.heads) * D;
         const T *const queries = static_cast<const T *>(a.qkv) + band.head * D;
         const T *const grads = static_cast<const T *>(a.grad) + band.head * D;
-        copy_tokens<T, D, kQueries, L::kThreads>(memory.query[buffer], queries, step, block, band.low, band.high);
+        copy_tokens<T, D, kQueries, L::kThreads>(memory.query[buffer], queries, 3 * width, block, band.low, band.high);
         copy_tokens<T, D, kQueries, L::kThreads>(memory.grad[buffer], grads, width, block, band.low, band.high);
         commit_copies();
         const int row = fresh_thread(), token = block + row;
@@ -221,9 +224,12 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
         }
     };
     int block = band.low & ~(kQueries - 1);
-    const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
-    copy_tokens<T, D, L::kRows, L::kThreads>(memory.key, keys, step, band.tile, band.begin, band.end);
-    copy_tokens<T, D, L::kRows, L::kThreads>(memory.value, keys + width, step, band.tile, band.begin, band.end);
+    {
+        const int64_t width = static_cast<int64_t>(a.heads) * D;
+        const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
+        copy_tokens<T, D, L::kRows, L::kThreads>(memory.key, keys, 3 * width, band.tile, band.begin, band.end);
+        copy_tokens<T, D, L::kRows, L::kThreads>(memory.value, keys + width, 3 * width, band.tile, band.begin, band.end);
+    }
     if (block < band.high) copy_block(block, 0);
     if (a.cos) {
         wait_copies<0>();
@@ -270,11 +276,11 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
         uint32_t probability[kTiles][2];  // P^T: keys g and g + 8, queries 2t and 2t + 1 of each tile
         {
             float p[kTiles][4];
-            product<T, D>(lane, 16 * warp, p, memory.key, memory.query[buffer]);
+            product<T, D>(fresh_lane(), 16 * (fresh_thread() / 32), p, memory.key, memory.query[buffer]);
             const float factor = a.scale * kLog2E;
 #pragma unroll
             for (int j = 0; j < kTiles; ++j) {
-                const float2 lse = *reinterpret_cast<const float2 *>(memory.lse[buffer] + 8 * j + 2 * t);
+                const float2 lse = *reinterpret_cast<const float2 *>(memory.lse[buffer] + 8 * j + fresh_lane() % 4 * 2);
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     const bool sees = bits >> (8 * (c / 2) + 2 * j + c % 2) & 1;
@@ -284,8 +290,12 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
                 for (int h = 0; h < 2; ++h) probability[j][h] = pack2<T>(p[j][2 * h], p[j][2 * h + 1]);
             }
         }
+        __syncwarp();  // no products of dP before P is packed: there are no registers for both
         float dp[kTiles][4];
-        product<T, D>(lane, 16 * warp, dp, memory.value, memory.grad[buffer]);
+        product<T, D>(fresh_lane(), 16 * (fresh_thread() / 32), dp, memory.value, memory.grad[buffer]);
+        constexpr uint32_t kGrad = sizeof(memory.query);  // bytes from a block of queries to that of their gradients
+        const int late = fresh_lane();
+        const uint32_t queries = Tile<D>::along(late, memory.query[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             uint32_t of_value[4], of_key[4];
@@ -293,7 +303,7 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
             for (int i = 0; i < 4; ++i) {
                 const int tile8 = j + i / 2, h = i % 2;
                 const uint32_t kept = bits >> (16 + 8 * h + 2 * tile8);
-                const float2 delta = *reinterpret_cast<const float2 *>(memory.delta[buffer] + 8 * tile8 + 2 * t);
+                const float2 delta = *reinterpret_cast<const float2 *>(memory.delta[buffer] + 8 * tile8 + late % 4 * 2);
                 const float2 p = unpack2<T>(probability[tile8][h]);
                 const float dp0 = kept & 1 ? dp[tile8][2 * h] * a.keep_scale : 0.0f;
                 const float dp1 = kept & 2 ? dp[tile8][2 * h + 1] * a.keep_scale : 0.0f;
@@ -303,10 +313,10 @@ __device__ __forceinline__ void long_dkv(const ck_attention_args &a) {
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
-                Tile<D>::columns_transposed(lane, b, memory.grad[buffer], 8 * j, d);
+                load_matrices_transposed(b, Tile<D>::at(queries, 8 * j, d) + kGrad);
                 mma<T>(dvalue[d], of_value, b[0], b[1]);
                 mma<T>(dvalue[d + 1], of_value, b[2], b[3]);
-                Tile<D>::columns_transposed(lane, b, memory.query[buffer], 8 * j, d);
+                load_matrices_transposed(b, Tile<D>::at(queries, 8 * j, d));
                 mma<T>(dkey[d], of_key, b[0], b[1]);
                 mma<T>(dkey[d + 1], of_key, b[2], b[3]);
             }

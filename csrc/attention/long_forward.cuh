@@ -42,7 +42,7 @@ template <typename T, int D>
 __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     using L = LongForward<D>;
     constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16;
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
     const Band &band = memory.band;
     find_band(a, L::kRows, memory.band);
@@ -84,12 +84,13 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
         if (a.drop_threshold)
             kept = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
         float score[kTiles][4] = {};
+        const uint32_t keys = Tile<D>::across(lane, memory.key[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2)
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
                 uint32_t b[4];
-                Tile<D>::columns(lane, b, memory.key[buffer], 8 * j, 2 * s);
+                load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
                 mma<T>(score[j], fragments[s], b[0], b[1]);
                 mma<T>(score[j + 1], fragments[s], b[2], b[3]);
             }
@@ -143,6 +144,7 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
                     }
                 }
         }
+        const uint32_t values = Tile<D>::along(lane, memory.value[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
             const uint32_t p[4] = {pack2<T>(score[j][0], score[j][1]), pack2<T>(score[j][2], score[j][3]),
@@ -151,7 +153,7 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
-                Tile<D>::columns_transposed(lane, b, memory.value[buffer], 8 * j, d);
+                load_matrices_transposed(b, Tile<D>::at(values, 8 * j, d));
                 mma<T>(out[d], p, b[0], b[1]);
                 mma<T>(out[d + 1], p, b[2], b[3]);
             }

@@ -39,13 +39,6 @@ struct ShortBackward {
     };
 };
 
-// Of each half of a word: all ones where it is negative.
-__device__ __forceinline__ uint32_t signs(uint32_t word) {
-    uint32_t mask;
-    asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
-    return mask;
-}
-
 // The sum over the eight threads of a column group (lanes of equal lane % 4) of x[i]; thread g of them gets that of x[g].
 __device__ __forceinline__ float scattered_sum(const float (&x)[8]) {
     const int lane = threadIdx.x % 32;
@@ -70,13 +63,15 @@ __device__ __forceinline__ void query_gradient(const ck_attention_args &a, int f
     const int low = memory.rows.low(begin, a.window) & ~15;
     const int high = memory.rows.high(min(begin + 15, run.rows - 1), a.window);
     float sums[4][4] = {};
+    using Scores = Tile<ShortBackward<D>::kQueries>;
+    const uint32_t dscores = Scores::across(lane, memory.dscore) ^ row16 / 8 << 4, keys = Tile<D>::along(lane, memory.key);
 #pragma unroll 2
     for (int key = low; key < high; key += 16) {
         uint32_t p[4], b[4];
-        Tile<ShortBackward<D>::kQueries>::rows_transposed(lane, p, memory.dscore, key, row16 / 8);
+        load_matrices_transposed(p, Scores::at(dscores, key, 0));
 #pragma unroll
         for (int i = 0; i < 4; i += 2) {
-            Tile<D>::columns_transposed(lane, b, memory.key, key, tiles[i]);
+            load_matrices_transposed(b, Tile<D>::at(keys, key, tiles[i]));
             mma<T>(sums[i], p, b[0], b[1]);
             mma<T>(sums[i + 1], p, b[2], b[3]);
         }
@@ -147,13 +142,13 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
                 const uint32_t word = memory.kept[8 * j + 2 * t + c % 2][warp / 2];
                 const bool keeps = word >> (16 * (warp % 2) + g + 8 * (c / 2)) & 1;
                 dp[j][c] *= keeps ? a.keep_scale : 0.0f;
-                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped; dp is 0 there
+                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped
             }
     }
     float products[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-        products[i] = p[i / 2][i % 2] * dp[i / 2][i % 2] + p[i / 2][2 + i % 2] * dp[i / 2][2 + i % 2];
+        products[i] = fabsf(p[i / 2][i % 2]) * dp[i / 2][i % 2] + fabsf(p[i / 2][2 + i % 2]) * dp[i / 2][2 + i % 2];
     memory.row_sums[warp][8 * (g / 2) + 2 * t + g % 2] = scattered_sum(products);
     uint32_t packed[kTiles][2];  // P^T, with its signs: 16 registers of floats more would be too many
 #pragma unroll
@@ -174,10 +169,10 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
             const float2 probability = unpack2<T>(packed[j][h] & 0x7fff7fffu);
             dscore[j][h] = pack2<T>(probability.x * (dp[j][2 * h] - first_sum),
                                     probability.y * (dp[j][2 * h + 1] - second_sum));
-            packed[j][h] &= ~signs(packed[j][h]);  // none without dropout
+            if (a.drop_threshold) packed[j][h] &= ~((packed[j][h] >> 15 & 0x00010001u) * 0xffffu);
         }
     }
-    const int again = fresh_lane();
+    const uint32_t grads = Tile<D>::along(lane, memory.grad), queries = Tile<D>::along(lane, memory.query);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         const uint32_t of_value[4] = {packed[j][0], packed[j][1], packed[j + 1][0], packed[j + 1][1]};
@@ -185,10 +180,10 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            Tile<D>::columns_transposed(again, b, memory.grad, 8 * j, d);
+            load_matrices_transposed(b, Tile<D>::at(grads, 8 * j, d));
             mma<T>(dvalue[d], of_value, b[0], b[1]);
             mma<T>(dvalue[d + 1], of_value, b[2], b[3]);
-            Tile<D>::columns_transposed(again, b, memory.query, 8 * j, d);
+            load_matrices_transposed(b, Tile<D>::at(queries, 8 * j, d));
             mma<T>(dkey[d], of_key, b[0], b[1]);
             mma<T>(dkey[d + 1], of_key, b[2], b[3]);
         }
@@ -199,7 +194,7 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-            words[4 * Tile<S::kQueries>::place(16 * warp + 8 * h, g, j, 0) + t] = dscore[j][h];
+            words[4 * Tile<S::kQueries>::place(16 * warp + g + 8 * h, j) + t] = dscore[j][h];
     __syncthreads();
 }
 
@@ -289,7 +284,7 @@ __device__ __forceinline__ void short_backward_run(const ck_attention_args &a,
 // CTAs as in the forward.
 template <typename T, int D>
 __device__ __forceinline__ void short_backward(const ck_attention_args &a) {
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename ShortBackward<D>::Memory *>(dynamic_memory);
     const int head = blockIdx.x % a.heads;
     const int window = blockIdx.x / a.heads * kRunTokens;

@@ -101,13 +101,14 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
     const int first = full ? 0 : rows.low(16 * block, a.window);
     const int last = full ? kRunTokens : rows.high(min(16 * block + 15, run.rows - 1), a.window);
     float score[kTiles][4] = {};
+    const uint32_t keys = Tile<D>::across(lane, key);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         if (8 * j + 16 <= first || 8 * j >= last) continue;
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
             uint32_t b[4];
-            Tile<D>::columns(lane, b, key, 8 * j, 2 * s);
+            load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
             mma<T>(score[j], query[s], b[0], b[1]);
             mma<T>(score[j + 1], query[s], b[2], b[3]);
         }
@@ -175,6 +176,7 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
     }
 
     float out[D / 8][4] = {};
+    const uint32_t values = Tile<D>::along(lane, value);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
         if (8 * j + 16 <= first || 8 * j >= last) continue;
@@ -183,7 +185,7 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
 #pragma unroll
         for (int d = 0; d < D / 8; d += 2) {
             uint32_t b[4];
-            Tile<D>::columns_transposed(lane, b, value, 8 * j, d);
+            load_matrices_transposed(b, Tile<D>::at(values, 8 * j, d));
             mma<T>(out[d], p, b[0], b[1]);
             mma<T>(out[d + 1], p, b[2], b[3]);
         }
@@ -198,7 +200,7 @@ __device__ __forceinline__ void attend(const ck_attention_args &a, const Run &ru
 // CTAs: for each window of kRunTokens tokens, and one for the rows outside every sequence, all heads.
 template <typename T, int D>
 __device__ __forceinline__ void short_forward(const ck_attention_args &a) {
-    extern __shared__ uint4 dynamic_memory[];
+    extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename ShortForward<D>::Memory *>(dynamic_memory);
     const int head = blockIdx.x % a.heads;
     const int window = blockIdx.x / a.heads * kRunTokens;

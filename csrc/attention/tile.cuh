@@ -21,42 +21,43 @@ __device__ __forceinline__ int fresh_lane() {
     return __popc(below);
 }
 
+constexpr int kTileAlignment = 256;  // of shared memory that begins with tiles: the bytes of the longest row
+
 template <int D>
 struct Tile {
     static constexpr int kPieces = D / 8;
 
     static __host__ __device__ constexpr uint32_t bytes(int rows) { return rows * D * 2; }
-    static __device__ __forceinline__ int place(int row, int piece) { return row * kPieces + (piece ^ turn(row)); }
-    // The same of row + lane_row and piece + lane_piece, where `row` is a multiple of eight and `piece` even: what the lane
-    // adds stands apart, so that it is worked out once for all rows and pieces.
-    static __device__ __forceinline__ int place(int row, int lane_row, int piece, int lane_piece) {
-        return row * kPieces + (place(lane_row, lane_piece) ^ piece);
-    }
-
-    // Fragments of 16 x 16 elements from row and piece (a column / 8), as above. As a matrix's rows [m][k]:
-    static __device__ __forceinline__ void rows(int lane, uint32_t (&a)[4], const uint4 *tile, int row, int piece) {
-        load_matrices(a, address(tile, row, lane % 16, piece, lane / 16));
-    }
-    // transposed, from [k][m]:
-    static __device__ __forceinline__ void rows_transposed(int lane, uint32_t (&a)[4], const uint4 *tile, int row, int piece) {
-        load_matrices_transposed(a, address(tile, row, lane % 8 + lane / 16 * 8, piece, lane / 8 % 2));
-    }
-    // As a second factor's columns, two fragments b[0], b[1] and b[2], b[3] of eight columns each, from [n][k]:
-    static __device__ __forceinline__ void columns(int lane, uint32_t (&b)[4], const uint4 *tile, int row, int piece) {
-        load_matrices(b, address(tile, row, lane % 8 + lane / 16 * 8, piece, lane / 8 % 2));
-    }
-    // and from [k][n]:
-    static __device__ __forceinline__ void columns_transposed(int lane, uint32_t (&b)[4], const uint4 *tile, int row, int piece) {
-        load_matrices_transposed(b, address(tile, row, lane % 16, piece, lane / 16));
-    }
-
-   private:
-    static __device__ __forceinline__ int turn(int row) {
+    static __device__ __forceinline__ int place(int row, int piece) {
         static_assert(kPieces >= 4);
+        return row * kPieces + (piece ^ turn(row));
+    }
+
+    // Fragments of 16 x 16 elements. Of four matrices of 8 x 8 a lane gives the address of row l % 8 of matrix l / 8:
+    // `along` for matrices one below the other and then beside, `across` the other way round.
+    //   first factor, its rows [m][k]: load_matrices along; from [k][m]: transposed across
+    //   second factor, two fragments of eight columns, from [n][k]: load_matrices across; from [k][n]: transposed along
+    // Kept as one register for each tile and kind; `at` costs an exclusive or and an addition.
+    static __device__ __forceinline__ uint32_t along(int lane, const uint4 *tile) {
+        return start(tile, lane % 16, lane / 16);
+    }
+    static __device__ __forceinline__ uint32_t across(int lane, const uint4 *tile) {
+        return start(tile, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    }
+    // The fragment at a row that is a multiple of 8 and an even piece (a column / 8).
+    static __device__ __forceinline__ uint32_t at(uint32_t start, int row, int piece) {
+        return (start ^ piece << 4) + row * (2 * D);
+    }
+
+  private:
+    static __device__ __forceinline__ int turn(int row) {
         return kPieces >= 8 ? (row & 1) << 2 | (row & 2) | (row & 4) >> 2 : (row & 2) | (row & 4) >> 2;
     }
-    static __device__ __forceinline__ uint32_t address(const uint4 *tile, int row, int lane_row, int piece, int lane_piece) {
-        return shared_address(tile) + 16 * place(row, lane_row, piece, lane_piece);
+    static __device__ __forceinline__ uint32_t start(const uint4 *tile, int row, int piece) {
+        // a tile begins at a multiple of its rows' bytes, so that pieces are bits of the address by themselves
+        uint32_t address = shared_address(tile) + 16 * place(row, piece);
+        asm volatile("" : "+r"(address));  // not to be computed again for each use
+        return address;
     }
 };
 
@@ -100,13 +101,14 @@ __device__ __forceinline__ void product(int lane, int row, float (&sums)[TILES][
     for (int j = 0; j < TILES; ++j)
 #pragma unroll
         for (int c = 0; c < 4; ++c) sums[j][c] = 0.0f;
+    const uint32_t first = Tile<D>::along(lane, rows) + row * (2 * D), second = Tile<D>::across(lane, slice);
 #pragma unroll
     for (int s = 0; s < D / 16; ++s) {
         uint32_t a[4], b[4];
-        Tile<D>::rows(lane, a, rows, row, 2 * s);
+        load_matrices(a, Tile<D>::at(first, 0, 2 * s));
 #pragma unroll
         for (int j = 0; j < TILES; j += 2) {
-            Tile<D>::columns(lane, b, slice, 8 * j, 2 * s);
+            load_matrices(b, Tile<D>::at(second, 8 * j, 2 * s));
             mma<T>(sums[j], a, b[0], b[1]);
             mma<T>(sums[j + 1], a, b[2], b[3]);
         }

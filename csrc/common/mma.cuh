@@ -49,7 +49,7 @@ __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// Four 8 x 8 matrices; lane l gives the address, in shared memory, of row l % 8 of matrix l / 8, 16 bytes.
+// Four 8 x 8 matrices; lane l gives the shared address of row l % 8 of matrix l / 8, 16 bytes.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -64,8 +64,6 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                  : "r"(row)
                  : "memory");
 }
-
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void *row) { load_matrices(r, shared_address(row)); }
 
 // 16 bytes from global to shared memory, or zeros where `valid` is false; then `from` is not read, but must be aligned.
 __device__ __forceinline__ void copy_async(uint4 *to, const void *from, bool valid) {

@@ -74,11 +74,11 @@ __device__ __forceinline__ void multiply_stage(const char *stage, const TilePlac
         uint32_t a[2][4];
 #pragma unroll
         for (int m = 0; m < 2; ++m)
-            load_matrices(a[m], stage + chunk_at(at.warp_row + 16 * m + matrix % 2 * 8 + inner, 2 * k + matrix / 2));
+            load_matrices(a[m], shared_address(stage + chunk_at(at.warp_row + 16 * m + matrix % 2 * 8 + inner, 2 * k + matrix / 2)));
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             uint32_t b[4];
-            load_matrices(b, other + chunk_at(at.warp_column + 16 * pair + matrix / 2 * 8 + inner, 2 * k + matrix % 2));
+            load_matrices(b, shared_address(other + chunk_at(at.warp_column + 16 * pair + matrix / 2 * 8 + inner, 2 * k + matrix % 2)));
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
                 mma<T>(d[m][2 * pair], a[m], b[0], b[1]);

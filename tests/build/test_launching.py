@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cramkernels import library
-from cramkernels.cuda.arguments import ROTARY, ATTENTION, GEGLU, LOSS, NORM, REDUCE
+from cramkernels.cuda.arguments import ATTENTION, GEGLU, LOSS, NORM, REDUCE, ROTARY
 
 CPU = torch.device("cpu")
 
@@ -69,12 +69,6 @@ CASES = {
     "ck_attention_fp32_forward": (attention, NO_ATTENTION),
     "ck_attention_fp32_backward": (attention, NO_ATTENTION),
     "ck_rotary": (rotary, [*NO_ATTENTION, {"head_dim": 0}, {"head_dim": 20}]),
-    "ck_loss_count": (loss, NO_LOSS),
-    "ck_loss_rows": (loss, [*NO_LOSS, {"rows": 0}, {"stride": 63}, {"stride": 56}]),
-    "ck_loss_tiles": (loss, [*NO_LOSS, {"splits": 0}, {"splits": 9}]),
-    "ck_loss_combine": (loss, [*NO_LOSS, {"splits": 0}]),
-    "ck_loss_slice": (loss, [*NO_LOSS, {"rows": 0}, {"columns": 0}, {"columns": 65}, {"stride": 60}]),
-    "ck_loss_finish": (loss, NO_LOSS),
 }
 HALF = (
     "ck_attention_short_forward", "ck_attention_short_backward", "ck_attention_long_forward",

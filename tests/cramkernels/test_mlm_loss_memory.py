@@ -104,3 +104,18 @@ def test_the_peak_is_the_budget_and_the_gradients(mode, dtype, options):
     sums = 0 if dtype == torch.float32 else 4 * vocabulary * width
     small = 200 * rows  # labels, lse, shares; a sixteenth of a chunk
     assert budget < peak_of_the_allocator(step) <= budget + gradients + sums + small
+
+
+@pytest.mark.parametrize(("mode", "copies"), [("chunked", 2), ("recompute", 1)])
+def test_the_peak_where_gradients_are_larger_than_the_budget(mode, copies):
+    """The incoming gradient multiplies those of "chunked", made in the forward, into a second copy."""
+    rows, vocabulary, width, budget = 1024, 8192, 128, 1 << 20
+    hidden, weight = (random(n, width, seed=n, dtype=torch.float32).requires_grad_() for n in (rows, vocabulary))
+    labels = torch.arange(rows)
+
+    def step():
+        torch.autograd.grad(mlm_loss(hidden, weight, labels, mode=mode, logits_bytes=budget).loss, (hidden, weight))
+
+    step()
+    gradients = hidden.nbytes + weight.nbytes
+    assert copies * gradients <= peak_of_the_allocator(step) <= copies * gradients + budget + 200 * rows

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cramkernels import decoder
+from cramkernels.cuda.mlm_loss import TILE
 
 MB = 1 << 20
 
@@ -52,7 +53,7 @@ def finish(problem):
 def tiles(problem):
     """As both backends: partial sums of at most PARTIAL_BYTES."""
     rows = problem.hidden.shape[0]
-    splits = decoder.vocabulary_splits(rows, problem.weight.shape[0], 264, (128, 128))
+    splits = decoder.vocabulary_splits(rows, problem.weight.shape[0], 264, TILE)
     partials = torch.empty(splits, 3, rows, device="cuda")
     assert partials.nbytes <= decoder.PARTIAL_BYTES
     return partials, torch.empty(rows, device="cuda")

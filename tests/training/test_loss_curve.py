@@ -1,6 +1,7 @@
 """Two hundred steps of the real trainer through mlm_loss, beside the same steps through linear and F.cross_entropy.
 
-The measure is eager PyTorch itself: with one thread and with two its sums are rounded in another order.
+The measure is eager PyTorch itself: with one thread and with two its sums are rounded in another order, which departs
+by 2.5e-7 nats. A decoder's gradient that is off by one part in ten thousand departs by 1.1e-6.
 """
 
 import dataclasses

@@ -1,0 +1,89 @@
+"""The table of launch configurations: every row compiles for its part and fits it, and others give the same results."""
+
+import re
+
+import pytest
+import torch
+
+from benchmarks import tilings
+from cramkernels import configurations, tune, tuned
+from cramkernels.configurations import BACKWARD, FORWARD, ROWS, SHARED_BYTES, Key, candidates
+from tests.cramkernels.cases import BF16, AttentionCase
+from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
+from tests.simulation.cuda import SIMULATOR
+from tests.simulation.triton import compiled_only, simulated
+
+pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.skipif(not SIMULATOR.is_dir(), reason="ptxsim: no ../shared/tools/ptxsim beside the checkout")
+TRAINING = [(Key(kernel, 16, 64, 128), part) for kernel in (FORWARD, BACKWARD) for part in (86, 90, 120)]
+OTHERS = [
+    (Key(FORWARD, 16, 32, 0), 120),
+    (Key(FORWARD, 32, 128, 0), 86),
+    (Key(BACKWARD, 16, 128, 0), 86),
+    (Key(BACKWARD, 32, 64, 0), 120),
+]
+every_row = [*TRAINING, *OTHERS] + [
+    pytest.param(*row, marks=pytest.mark.exhaustive) for row in ROWS if row not in TRAINING + OTHERS
+]
+
+
+@pytest.mark.parametrize("key, part", every_row, ids=str)
+def test_every_row_compiles_and_fits(key, part):
+    tiling = ROWS[key, part]
+    with compiled_only(part) as kernels:
+        tilings.call_of(key)()
+    kernel = kernels[-1]
+    ptx = kernel.asm["ptx"]
+    assert f".target sm_{part}" in ptx
+    assert re.search(r"\b(wgmma|mma)\.", ptx), "no tensor cores"
+    assert kernel.metadata.num_warps == tiling.warps and kernel.metadata.shared <= SHARED_BYTES[part]
+    facts = tilings.measure(key, tiling, part)
+    assert facts["warps"] >= tiling.warps, "not one program fits"
+    assert facts["spilled"] <= tilings.SPILLED.get((key, part), 0)
+
+
+@pytest.mark.parametrize("key, lengths", [
+    (Key(FORWARD, 16, 64, 0), (150, 28)),
+    (Key(BACKWARD, 16, 64, 128), (100, 28, 0, 3)),
+    pytest.param(Key(FORWARD, 16, 64, 128), (100, 28, 0, 3), marks=pytest.mark.exhaustive),
+    pytest.param(Key(BACKWARD, 16, 64, 0), (150, 28), marks=pytest.mark.exhaustive),
+], ids=str)  # fmt: skip
+def test_launchers_take_another_configuration(key, lengths):
+    """Other tiles, other programs, and right results."""
+    options = (("window", 40), ("dropout_p", 0.2), ("seed", 5))
+    case = AttentionCase("attention", BF16, lengths=lengths, heads=1, head_dim=64, options=options)
+    arguments = case.arguments()
+    expected = plain(case, arguments), exact(case, arguments)
+    own = ROWS[key, 80]
+    chosen = next(
+        other for other in candidates(key, 80) if other.warps != own.warps and (other.tile != own.tile or own.whole)
+    )
+    with simulated(80) as executed, configurations.override(key, chosen):
+        results = ours(case, arguments)
+    name = "forward" if key.kernel == FORWARD else "backward"
+    (stats,) = [result.stats for symbol, result in executed if f"_{name}_kernel" in symbol]
+    assert stats.threads_per_cta == 32 * chosen.warps != 32 * own.warps
+    assert_error_rule(results, *expected, case.dtype)
+
+
+def test_the_tuner_launches_what_it_times(tmp_path, monkeypatch, capsys):
+    """With a count of instructions for a clock: the choice is the least of them, and the file has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+    key = Key(FORWARD, 16, 32, 64)
+    card = tuned.Card("simulated", 80, "1")
+    counted = {}
+
+    def clock(call):
+        with simulated(80, check="none") as executed:
+            call()
+        tiling = next(iter(configurations._overrides.values()))
+        counted[tiling] = executed[-1][1].stats.total_warp_instructions
+        return counted[tiling]
+
+    with simulated(80, check="none"):
+        choices = tune.tune(card, torch.device("cpu"), 80, clock, [key], tokens=130)
+    assert set(counted) == set(candidates(key, 80))
+    assert choices[key] == min(counted, key=counted.__getitem__) or counted[choices[key]] == counted[ROWS[key, 80]]
+    assert tuned.load(card) == choices
+    assert capsys.readouterr().out.startswith("1 of 1: triton.attention_forward, 16 bits, head dim 32, up to 64 tokens")
