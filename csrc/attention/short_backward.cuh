@@ -39,13 +39,6 @@ struct ShortBackward {
     };
 };
 
-// Of each half of a word: all ones where it is negative.
-__device__ __forceinline__ uint32_t signs(uint32_t word) {
-    uint32_t mask;
-    asm("prmt.b32 %0, %1, 0, 0xbb99;" : "=r"(mask) : "r"(word));
-    return mask;
-}
-
 // The sum over the eight threads of a column group (lanes of equal lane % 4) of x[i]; thread g of them gets that of x[g].
 __device__ __forceinline__ float scattered_sum(const float (&x)[8]) {
     const int lane = threadIdx.x % 32;
@@ -149,13 +142,13 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
                 const uint32_t word = memory.kept[8 * j + 2 * t + c % 2][warp / 2];
                 const bool keeps = word >> (16 * (warp % 2) + g + 8 * (c / 2)) & 1;
                 dp[j][c] *= keeps ? a.keep_scale : 0.0f;
-                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped; dp is 0 there
+                if (!keeps) p[j][c] = -p[j][c];  // its sign remembers what is dropped
             }
     }
     float products[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-        products[i] = p[i / 2][i % 2] * dp[i / 2][i % 2] + p[i / 2][2 + i % 2] * dp[i / 2][2 + i % 2];
+        products[i] = fabsf(p[i / 2][i % 2]) * dp[i / 2][i % 2] + fabsf(p[i / 2][2 + i % 2]) * dp[i / 2][2 + i % 2];
     memory.row_sums[warp][8 * (g / 2) + 2 * t + g % 2] = scattered_sum(products);
     uint32_t packed[kTiles][2];  // P^T, with its signs: 16 registers of floats more would be too many
 #pragma unroll
@@ -176,7 +169,7 @@ __device__ __forceinline__ void slice_gradients(const ck_attention_args &a, cons
             const float2 probability = unpack2<T>(packed[j][h] & 0x7fff7fffu);
             dscore[j][h] = pack2<T>(probability.x * (dp[j][2 * h] - first_sum),
                                     probability.y * (dp[j][2 * h + 1] - second_sum));
-            packed[j][h] &= ~signs(packed[j][h]);  // none without dropout
+            if (a.drop_threshold) packed[j][h] &= ~((packed[j][h] >> 15 & 0x00010001u) * 0xffffu);
         }
     }
     const uint32_t grads = Tile<D>::along(lane, memory.grad), queries = Tile<D>::along(lane, memory.query);
