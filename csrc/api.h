@@ -55,7 +55,7 @@ struct ck_reduce_args {
 // all. window: -1 for none. The short kernels are for sequences of at most 128 tokens and 16-bit types; the forward takes
 // `warps` a CTA, up to 8, and the backward reads qkv, grad and lse. The long kernels are for any length and 16-bit types, the
 // fp32 ones for any length and fp32; their backwards read out as well, and leave rowsum(grad * out) in delta
-// [heads, tokens].
+// [heads, tokens], which ck_attention_delta alone does, too.
 struct ck_attention_args {
     const void *qkv, *grad;
     const float *cos, *sin;

@@ -48,7 +48,9 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sm_80(case, proof):
     executed = run(case, 80, proof)
-    assert [symbol.split("_")[3] for symbol in executed.symbols()] == ["forward", "dq", "dkv"]
+    kinds = ["_".join(symbol.split("_")[2:-2]) for symbol in executed.symbols()]
+    fp32 = ["fp32_forward", "fp32_dq", "fp32_dkv"]
+    assert kinds == (fp32 if case.dtype == FP32 else ["long_forward", "delta", "long_backward"])
     for symbol, result in executed:
         stats = result.stats
         assert stats.shared_load.bank_conflicts + stats.shared_store.bank_conflicts == 0, symbol
@@ -296,9 +298,13 @@ MUTANTS = [
     (BF16, "attention/long_forward.cuh", "block + lane % 2 * kDrawn)", "block)"),
     (BF16, "attention/long_forward.cuh", "a.keep_scale / total", "1.0f / total"),
     (BF16, "attention/long_forward.cuh", "& shown[w]", ""),
-    (BF16, "attention/long_backward.cuh", "delta += x[k] * y[k];", "delta += x[k];"),
-    (BF16, "attention/long_backward.cuh", "- delta[i % 2])", "- delta[0])"),
-    (BF16, "attention/long_backward.cuh", "if (valid) a.delta", "if (false) a.delta"),
+    (BF16, "attention/attention_delta.cu", "sum = fmaf(x[k], y[k], sum);", "sum += x[k];"),
+    (BF16, "attention/attention_delta.cu", "lane % kAtOnce * kLanes)", "lane % kAtOnce)"),
+    (BF16, "attention/attention_delta.cu", "if (first + lane < a.tokens)", "if (first < a.tokens)"),
+    (BF16, "attention/long_backward.cuh", "(dp0 - delta[h])", "(dp0 - delta[0])"),
+    (BF16, "attention/long_backward.cuh", "valid ? a.delta[head", "false ? a.delta[head"),
+    (BF16, "attention/long_backward.cuh", "tile / 2 * a.heads", "tile * a.heads"),
+    (BF16, "attention/long_backward.cuh", "kTiles * half + i);", "i);"),
     (BF16, "attention/long_backward.cuh", "(kept & 2 ? 0xffff0000u : 0)", "0xffff0000u"),
     (BF16, "attention/long_backward.cuh", "if (a.cos && band.holds(token))", "if (false)"),
     (BF16, "attention/long_backward.cuh", "8 * (i / 2) + 2 * t + i % 2;\n", "8 * (i / 2) + 2 * t;\n"),

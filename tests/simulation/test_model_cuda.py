@@ -46,6 +46,6 @@ def test_two_layers(name, dtype, proof):
     symbols = executed.symbols()
     assert {"_".join(symbol.split("_")[:2]) for symbol in symbols} == FAMILIES
     way = "fp32" if dtype == torch.float32 else "long" if length > 128 else "short"
-    assert sum(f"ck_attention_{way}_" in symbol for symbol in symbols) == 2 * (2 if way == "short" else 3)
+    assert sum(f"ck_attention_{way}_" in symbol for symbol in symbols) == 2 * (3 if way == "fp32" else 2)
     proof("CUDA C++ sm_80 executed", symbols)
     assert_error_rule(ours, reference, expected, dtype)
