@@ -24,6 +24,10 @@ from cramming_train.data.tokenizer import load_tokenizer
 from cramming_train.errors import RunError, UsageError
 
 COLUMN = "input_ids"
+READ_LATER = (
+    "key", "recipe", "source", "source_kind", "fingerprint", "rows", "notices", "unigram_loss", "vocab_size",
+    "row_length",
+)  # of the metadata, besides the sizes and digests  # fmt: skip
 METADATA_FILE, TOKENIZER_FILE = "metadata.json", "tokenizer.json"
 SPLITS = ("train", "validation")
 FORMAT = 2
@@ -145,6 +149,8 @@ def open_prepared(path: Path) -> PreparedData:
         raise RunError(f"{path / METADATA_FILE}: damaged; prepare the data again") from None
     if metadata.get("format") != FORMAT:
         raise RunError(f"{path}: made by another version of this program; prepare the data again")
+    if not metadata.keys() >= set(READ_LATER):
+        raise RunError(f"{path / METADATA_FILE}: damaged; prepare the data again")
     for name, size in sizes.items():
         file = path / name
         if not file.exists() or file.stat().st_size != size:

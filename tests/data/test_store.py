@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cramming_train.data import open_prepared
-from cramming_train.data.store import Rows, row_dtype, write_rows
+from cramming_train.data.store import READ_LATER, Rows, row_dtype, write_rows
 from cramming_train.errors import RunError, UsageError
 from tests.data.helpers import Writer, all_rows, prepare, small, write
 
@@ -175,6 +175,15 @@ def test_any_changed_byte_of_the_metadata_never_ends_in_a_traceback(copy, tmp_pa
 def test_other_metadata(content, copy):
     (copy / "metadata.json").write_text(content)
     with pytest.raises(RunError, match="damaged|another version"):
+        open_prepared(copy)
+
+
+@pytest.mark.parametrize("name", READ_LATER)
+def test_metadata_that_lacks_a_field(name, copy):
+    content = json.loads((copy / "metadata.json").read_text())
+    del content[name]
+    (copy / "metadata.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="metadata.json: damaged"):
         open_prepared(copy)
 
 
