@@ -24,6 +24,7 @@ from tests.cramkernels.cases import (
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
+from tests.simulation.planted import assert_caught, assert_passes
 from tests.simulation.test_attention_cuda import ours_of, run
 
 WIDTHS = (32, 64, 128)
@@ -347,21 +348,11 @@ CAUGHT_BY = {
     ("which", "file", "there", "planted"), MUTANTS, ids=[f"{m[1]}:{m[2].strip()}" for m in MUTANTS]
 )
 def test_a_planted_bug_is_caught(which, file, there, planted, tmp_path, proof):
-    cuda.simulator()
-    sources = cuda.planted(tmp_path, file, there, planted)
-    case = CAUGHT_BY[which]
-    arguments = case.arguments()
-    expected = plain(case, arguments), exact(case, arguments)
-    with pytest.raises(Exception) as caught:  # the simulator's own errors, or a wrong result
-        with simulated(80, sources=sources) as executed:
-            results = ours(case, arguments)
-        assert_error_rule(results, *expected, case.dtype)
-        conflicts = sum(r.stats.shared_load.bank_conflicts + r.stats.shared_store.bank_conflicts for _, r in executed)
-        assert not conflicts, "bank conflicts"
-    assert not isinstance(caught.value, LookupError | OSError), "the mutant did not run"
+    assert_caught(CAUGHT_BY[which], tmp_path, file, there, planted, conflicts=True)
     proof("planted bugs caught", {f"{file}:{there}"})
 
 
+ROTARY_CASE = AttentionCase("rotary", FP32, lengths=(7, 0, 15, 3), heads=3, head_dim=32, outside=(2, 6))
 ROTARY_MUTANTS = [
     ("inside && head < 2 * a.heads", "inside && head < a.heads"),
     ("a.inverse ? -sine[k] : sine[k]", "sine[k]"),
@@ -374,14 +365,23 @@ ROTARY_MUTANTS = [
 
 @pytest.mark.parametrize(("there", "planted"), ROTARY_MUTANTS, ids=[m[0] for m in ROTARY_MUTANTS])
 def test_a_bug_in_rotary_is_caught(there, planted, tmp_path, proof):
-    cuda.simulator()
-    sources = cuda.planted(tmp_path, "rotary/rotary.cu", there, planted)
-    case = AttentionCase("rotary", FP32, lengths=(7, 0, 15, 3), heads=3, head_dim=32, outside=(2, 6))
-    arguments = case.arguments()
-    expected = plain(case, arguments), exact(case, arguments)
-    with pytest.raises(Exception) as caught:
-        with simulated(80, sources=sources):
-            results = ours(case, arguments)
-        assert_error_rule(results, *expected, case.dtype)
-    assert not isinstance(caught.value, LookupError | OSError), "the mutant did not run"
+    assert_caught(ROTARY_CASE, tmp_path, "rotary/rotary.cu", there, planted)
     proof("planted bugs caught", {f"rotary.cu:{there}"})
+
+
+@pytest.mark.parametrize("case", [*CAUGHT_BY.values(), ROTARY_CASE], ids=str)
+def test_without_a_bug_the_cases_pass(case):
+    cuda.simulator()
+    assert_passes(case, conflicts=True)
+
+
+def test_every_kernel_of_the_family_ran():
+    """Together the cases reach each of them; in one process."""
+    from tests.simulation.conftest import _ran
+
+    others = ("ck_attention_long_", "ck_attention_delta_", "ck_attention_fp32_", "ck_rotary_")
+    family = {kernel for kernel in cuda.all_kernels(80) if kernel.startswith(others)}
+    ran = _ran["CUDA C++ sm_80 executed"] & family
+    if len(ran) < len(family) // 2:
+        pytest.skip("only a part of the cases was selected")
+    assert family == ran

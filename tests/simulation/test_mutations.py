@@ -4,8 +4,8 @@ import pytest
 
 from cramkernels.cuda import arguments as arguments_of
 from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, LossCase, RowCase
-from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
+from tests.simulation.planted import assert_caught, assert_passes
 
 NORM, ADD = "layer_norm", "add_layer_norm"
 WIDE = (170, 72)  # several rows a warp, with the multiprocessors below
@@ -77,14 +77,13 @@ MUTANTS = [
 
 @pytest.mark.parametrize(("file", "there", "planted", "case"), MUTANTS, ids=[f"{m[0]}:{m[1].strip()}" for m in MUTANTS])
 def test_a_planted_bug_is_caught(file, there, planted, case, tmp_path, proof, monkeypatch):
-    cuda.simulator()
     monkeypatch.setattr(arguments_of, "SIMULATED_MULTIPROCESSORS", 9)  # CTAs for more than one turn of the reduction
-    sources = cuda.planted(tmp_path, file, there, planted)
-    arguments = case.arguments()
-    expected = plain(case, arguments), exact(case, arguments)
-    with pytest.raises(Exception) as caught:  # the simulator's own errors, or a wrong result
-        with cuda.simulated(80, sources=sources):
-            results = ours(case, arguments)
-        assert_error_rule(results, *expected, case.dtype)
-    assert not isinstance(caught.value, LookupError | OSError), "the mutant did not run"
+    assert_caught(case, tmp_path, file, there, planted)
     proof("planted bugs caught", {f"{file}:{there}"})
+
+
+@pytest.mark.parametrize("case", dict.fromkeys(mutant[3] for mutant in MUTANTS), ids=str)
+def test_without_a_bug_the_cases_pass(case, monkeypatch):
+    cuda.simulator()
+    monkeypatch.setattr(arguments_of, "SIMULATED_MULTIPROCESSORS", 9)
+    assert_passes(case)
