@@ -55,7 +55,7 @@ struct ck_reduce_args {
 // all. window: -1 for none. The short kernels are for sequences of at most 128 tokens and 16-bit types; the forward takes
 // `warps` a CTA, up to 8, and the backward reads qkv, grad and lse. The long kernels are for any length and 16-bit types, the
 // fp32 ones for any length and fp32; their backwards read out as well, and leave rowsum(grad * out) in delta
-// [heads, tokens], which ck_attention_delta alone does, too.
+// [heads, tokens].
 struct ck_attention_args {
     const void *qkv, *grad;
     const float *cos, *sin;
@@ -131,7 +131,6 @@ CK_API int ck_attention_short_backward(const ck_attention_args *args, void *stre
 CK_API int ck_attention_fp32_forward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_fp32_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_forward(const ck_attention_args *args, void *stream);
-CK_API int ck_attention_delta(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_rotary(const ck_rotary_args *args, void *stream);
 CK_API int ck_loss_count(const ck_loss_args *args, void *stream);

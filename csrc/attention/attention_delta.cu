@@ -1,7 +1,7 @@
 // delta = rowsum(dO * O), which the long backward subtracts: a warp takes 32 tokens of one head, so that it reads whole rows
 // and writes 128 bytes.
-#include "../common/launch.h"
 #include "../common/vector.cuh"
+#include "table.h"
 
 namespace {
 
@@ -52,13 +52,13 @@ CK_DELTA(bf16, __nv_bfloat16, 32)
 CK_DELTA(bf16, __nv_bfloat16, 64)
 CK_DELTA(bf16, __nv_bfloat16, 128)
 
-int ck_attention_delta(const ck_attention_args *args, void *stream) {
-    static const ck::Kernel kernels[2][3] = {{CK_ENTRY(f16, 32), CK_ENTRY(f16, 64), CK_ENTRY(f16, 128)},
-                                             {CK_ENTRY(bf16, 32), CK_ENTRY(bf16, 64), CK_ENTRY(bf16, 128)}};
-    const int which = args->head_dim == 32 ? 0 : args->head_dim == 64 ? 1 : args->head_dim == 128 ? 2 : -1;
-    if (which < 0 || args->dtype < CK_F16 || args->dtype > CK_BF16) return CK_BAD_DTYPE;
-    if (args->tokens < 1 || args->tokens > 0x7fffff00 || args->heads < 1 || args->sequences < 0) return CK_BAD_SHAPE;
-    const int64_t ctas = ck::divide_up(ck::divide_up(args->tokens, kTokens) * args->heads, kThreads / 32);
+int ck::launch_delta(const ck_attention_args &a, void *stream) {
+    static const Kernel kernels[2][3] = {{CK_ENTRY(f16, 32), CK_ENTRY(f16, 64), CK_ENTRY(f16, 128)},
+                                         {CK_ENTRY(bf16, 32), CK_ENTRY(bf16, 64), CK_ENTRY(bf16, 128)}};
+    const int which = a.head_dim == 32 ? 0 : a.head_dim == 64 ? 1 : a.head_dim == 128 ? 2 : -1;
+    if (which < 0 || a.dtype < CK_F16 || a.dtype > CK_BF16) return CK_BAD_DTYPE;
+    if (a.tokens < 1 || a.tokens > 0x7fffff00 || a.heads < 1 || a.sequences < 0) return CK_BAD_SHAPE;
+    const int64_t ctas = divide_up(divide_up(a.tokens, kTokens) * a.heads, kThreads / 32);
     if (ctas > 0x7fffffff) return CK_BAD_SHAPE;
-    return ck::launch(kernels[args->dtype - CK_F16][which], dim3(static_cast<unsigned>(ctas)), dim3(kThreads), *args, stream);
+    return launch(kernels[a.dtype - CK_F16][which], dim3(static_cast<unsigned>(ctas)), dim3(kThreads), a, stream);
 }

@@ -8,7 +8,7 @@ namespace ck {
 constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // sm_75 multiplies no bf16: there, kernels that cannot be are traps, never launched.
-template <typename T>
+template <typename T, int D>
 __host__ __device__ constexpr bool is_multiplied() {
 #if __CUDA_ARCH__ == 750
     return __is_same(T, __half);

@@ -12,7 +12,7 @@ namespace ck {
 template <typename T, int D>
 __host__ __device__ constexpr bool is_served() {
 #if __CUDA_ARCH__ == 750
-    return D <= 64 && is_multiplied<T>();
+    return D <= 64 && is_multiplied<T, D>();
 #else
     return true;
 #endif

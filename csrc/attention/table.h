@@ -19,6 +19,18 @@
      ck::SHAPE<D>::kThreads,                                                                                           \
      sizeof(ck::SHAPE<D>::Memory),                                                                                     \
      {"ck_attention_" #WHAT "_" #NAME "_" #D, reinterpret_cast<const void *>(ck_attention_##WHAT##_##NAME##_##D)}}
+// All kernels of 16 bits and their table, `kernels`. SERVES<T, D>() says which are more than traps.
+#define CK_ATTENTION_KERNELS(WHAT, SHAPE, SERVES)                                                                      \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__half, 32>()), f16, __half, 32)                                      \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__half, 64>()), f16, __half, 64)                                      \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__half, 128>()), f16, __half, 128)                                    \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__nv_bfloat16, 32>()), bf16, __nv_bfloat16, 32)                       \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__nv_bfloat16, 64>()), bf16, __nv_bfloat16, 64)                       \
+    CK_ATTENTION_KERNEL(WHAT, SHAPE, (ck::SERVES<__nv_bfloat16, 128>()), bf16, __nv_bfloat16, 128)                     \
+    static const ck::AttentionKernel kernels[] = {                                                                     \
+        CK_ATTENTION_ENTRY(WHAT, SHAPE, f16, CK_F16, 32),   CK_ATTENTION_ENTRY(WHAT, SHAPE, f16, CK_F16, 64),          \
+        CK_ATTENTION_ENTRY(WHAT, SHAPE, f16, CK_F16, 128),  CK_ATTENTION_ENTRY(WHAT, SHAPE, bf16, CK_BF16, 32),        \
+        CK_ATTENTION_ENTRY(WHAT, SHAPE, bf16, CK_BF16, 64), CK_ATTENTION_ENTRY(WHAT, SHAPE, bf16, CK_BF16, 128)};
 
 namespace ck {
 
@@ -27,6 +39,9 @@ struct AttentionKernel {
     uint32_t shared_bytes;
     Kernel kernel;
 };
+
+// Row sums, before the long backward.
+int launch_delta(const ck_attention_args &a, void *stream);
 
 // `times` CTAs for each head and `rows` tokens, `more` CTAs a head; fewer threads than the kernel's where they are given.
 template <int N>

@@ -27,7 +27,6 @@ template <int D>
 struct Tile {
     static constexpr int kPieces = D / 8;
 
-    static __host__ __device__ constexpr uint32_t bytes(int rows) { return rows * D * 2; }
     static __device__ __forceinline__ int place(int row, int piece) {
         static_assert(kPieces >= 4);
         return row * kPieces + (piece ^ turn(row));
