@@ -260,13 +260,20 @@ def _gradients(ctx, call_backward, grad, *_):
     if ctx.recompute:
         saved = call_backward(*saved, *ctx.options, grad_scale, *ctx.wanted)
     factor = grad / grad_scale if ctx.scaled else grad
-    # fresh ones in their place; those made in the forward may be asked for again (retain_graph)
-    times = torch.Tensor.mul_ if ctx.recompute else torch.mul
+    # in their place, unless those made in the forward may be asked for again
+    times = torch.Tensor.mul_ if ctx.recompute or _is_last_use(ctx) else torch.mul
     dhidden, dweight, dbias = (
         times(gradient, factor).to(dtype) if wanted else None
         for gradient, dtype, wanted in zip(saved, ctx.dtypes, ctx.wanted, strict=True)
     )
     return dhidden, dweight, None, dbias, *(None,) * 10
+
+
+def _is_last_use(ctx) -> bool:
+    """Whether what was saved is asked for no more: an eager backward without ``retain_graph=True``."""
+    # a release of PyTorch that cannot tell: a copy is always right
+    is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return ctx.is_eager and not is_kept()
 
 
 _mlm_loss = make_operator(

@@ -32,7 +32,8 @@ def make_operator(
     Args:
         forward, backward: typed functions; their annotations become the operators' schemas.
         forward_fake, backward_fake: the same signatures on fake tensors.
-        save: ``save(ctx, inputs, outputs)`` keeps what the backward needs.
+        save: ``save(ctx, inputs, outputs)`` keeps what the backward needs. ``ctx.is_eager`` is there in both: false
+            where a compiler may be tracing.
         gradients: ``gradients(ctx, call_backward, *grad_outputs)`` returns one gradient (or None) per forward input.
     """
     forward_op = torch.library.custom_op(f"cramkernels::{name}", forward, mutates_args=())
@@ -43,7 +44,8 @@ def make_operator(
     )
     backward_op.register_fake(backward_fake)
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple, output: Any, is_eager: bool = False) -> None:
+        ctx.is_eager = is_eager
         ctx.set_materialize_grads(False)
         save(ctx, inputs, output)
 
@@ -57,7 +59,7 @@ def make_operator(
         def forward(ctx: Any, *inputs: Any) -> Any:
             with _without_autocast(inputs[0].device):
                 outputs = forward(*inputs)
-            setup_context(ctx, inputs, outputs)
+            setup_context(ctx, inputs, outputs, is_eager=True)
             return outputs
 
         @staticmethod

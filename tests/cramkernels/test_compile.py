@@ -22,9 +22,9 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-def compiled(function):
+def compiled(function, backend="aot_eager"):
     """(compiled function, counter). AOT autograd traces forward and backward with fake tensors; no C++ compiler."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend(backend)
     return torch.compile(function, backend=counter, fullgraph=True), counter
 
 
@@ -37,8 +37,8 @@ def results(function, leaves, *rest):
     return *(output.detach() for output in outputs), *torch.autograd.grad(differentiable, leaves, grads)
 
 
-def assert_compiles_to_the_same(function, batches):
-    fast, counter = compiled(function)
+def assert_compiles_to_the_same(function, batches, backend="aot_eager"):
+    fast, counter = compiled(function, backend)
     for batch in batches:
         want, got = results(function, *batch), results(fast, *batch)
         for one, other in zip(got, want, strict=True):
@@ -77,7 +77,8 @@ def test_row_operations(name):
 
 
 @pytest.mark.parametrize("mode", ["chunked", "recompute"])
-def test_mlm_loss_while_the_number_of_ignored_rows_changes(mode):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_mlm_loss_while_the_number_of_ignored_rows_changes(mode, backend):
     """A compiled chunked loss that divided by a stale number of counted rows would differ here."""
 
     def step(hidden, weight, labels, positions):
@@ -91,7 +92,7 @@ def test_mlm_loss_while_the_number_of_ignored_rows_changes(mode):
         labels[:ignored] = -100
         leaves = [random(tokens, 8, seed=tokens, dtype=FP32), random(10, 8, seed=2, dtype=FP32)]
         batches.append((leaves, labels, torch.arange(masked) * 2 % tokens))
-    assert_compiles_to_the_same(step, batches)
+    assert_compiles_to_the_same(step, batches, backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -106,16 +106,35 @@ def test_the_peak_is_the_budget_and_the_gradients(mode, dtype, options):
     assert budget < peak_of_the_allocator(step) <= budget + gradients + sums + small
 
 
-@pytest.mark.parametrize(("mode", "copies"), [("chunked", 2), ("recompute", 1)])
-def test_the_peak_where_gradients_are_larger_than_the_budget(mode, copies):
-    """The incoming gradient multiplies those of "chunked", made in the forward, into a second copy."""
+@pytest.mark.parametrize(
+    ("mode", "keep", "copies"), [("chunked", False, 1), ("chunked", True, 2), ("recompute", False, 1)]
+)
+def test_the_peak_where_gradients_are_larger_than_the_budget(mode, keep, copies):
+    """Gradients that "chunked" made in the forward are copied only where a later backward may want them again."""
     rows, vocabulary, width, budget = 1024, 8192, 128, 1 << 20
     hidden, weight = (random(n, width, seed=n, dtype=torch.float32).requires_grad_() for n in (rows, vocabulary))
     labels = torch.arange(rows)
 
     def step():
-        torch.autograd.grad(mlm_loss(hidden, weight, labels, mode=mode, logits_bytes=budget).loss, (hidden, weight))
+        loss = mlm_loss(hidden, weight, labels, mode=mode, logits_bytes=budget).loss
+        torch.autograd.grad(loss, (hidden, weight), retain_graph=keep)
 
     step()
     gradients = hidden.nbytes + weight.nbytes
     assert copies * gradients <= peak_of_the_allocator(step) <= copies * gradients + budget + 200 * rows
+
+
+@pytest.mark.parametrize("mode", ["chunked", "recompute"])
+@pytest.mark.parametrize("grad_scale", [None, 8.0])
+def test_a_kept_graph_gives_the_same_gradients_again(mode, grad_scale):
+    hidden, weight = (random(n, WIDTH, seed=n, dtype=torch.bfloat16).requires_grad_() for n in (24, 40))
+    loss = mlm_loss(hidden, weight, torch.arange(24), mode=mode, grad_scale=grad_scale).loss
+    first = torch.autograd.grad(loss, (hidden, weight), torch.tensor(3.0), retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    for gradient in first:
+        gradient.zero_()  # what the caller does with them is nothing to the graph
+    second = torch.autograd.grad(loss, (hidden, weight), torch.tensor(3.0), retain_graph=True)
+    last = torch.autograd.grad(loss, (hidden, weight), torch.tensor(3.0))
+    for expected, *others in zip(kept, second, last, strict=True):
+        assert expected.any()
+        assert all(torch.equal(expected, other) for other in others)
