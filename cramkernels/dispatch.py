@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -31,7 +31,9 @@ OPERATIONS = tuple(FAMILIES)
 BACKENDS = ("cuda", "triton", "reference")
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-_forced: ContextVar[str | None] = ContextVar("forced_backend", default=None)
+_NONE: Mapping[str, str] = {}
+_forced: ContextVar[Mapping[str, str]] = ContextVar("forced_backends", default=_NONE)  # operation -> backend
+_fallen_back: dict[str, str] = {}  # operation -> why
 _simulated: ContextVar[str | None] = ContextVar("simulated_backend", default=None)
 
 
@@ -55,7 +57,7 @@ def backend_for(op: str, *, dtype: torch.dtype, device: torch.device | str) -> B
         raise ValueError(f"dtype: got {dtype}, want one of: {', '.join(map(str, FLOAT_DTYPES))}")
     device = torch.device(device)
     _check_bf16(dtype, device)
-    forced = _forced.get()
+    forced = _forced.get().get(op)
     if forced is not None:
         obstacle = _obstacle(forced, op, dtype, device)
         if obstacle:
@@ -71,15 +73,41 @@ def backend_for(op: str, *, dtype: torch.dtype, device: torch.device | str) -> B
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Within this context every operation runs on the named backend, or raises ValueError where it cannot."""
+def use_backend(name: str, operations: Collection[str] = OPERATIONS) -> Iterator[None]:
+    """Within this context these operations run on the named backend, or raise ValueError where they cannot.
+
+    The backward of what was recorded here runs there too, whenever and in whichever thread it comes.
+    """
     if name not in BACKENDS:
         raise ValueError(f"name: got {name!r}, want one of: {', '.join(BACKENDS)}")
-    token = _forced.set(name)
+    unknown = set(operations) - set(OPERATIONS)
+    if unknown:
+        raise ValueError(f"operations: got {min(unknown)!r}, want some of: {', '.join(OPERATIONS)}")
+    with resume_backends({**_forced.get(), **dict.fromkeys(operations, name)}):
+        yield
+
+
+def forced_backends() -> Mapping[str, str]:
+    """What :func:`use_backend` asks for here, for :func:`resume_backends`."""
+    return _forced.get()
+
+
+@contextmanager
+def resume_backends(forced: Mapping[str, str]) -> Iterator[None]:
+    """As within the ``use_backend`` that ``forced`` was taken in: autograd runs the backward in threads of its own."""
+    token = _forced.set(forced)
     try:
         yield
     finally:
         _forced.reset(token)
+
+
+def fall_back(op: str, reason: str) -> None:
+    """From now on, in this process, the reference serves ``op``, whatever else could."""
+    if op not in FAMILIES:
+        raise ValueError(f"op: got {op!r}, want one of: {', '.join(OPERATIONS)}")
+    _fallen_back[op] = reason
+    _implementation.cache_clear()
 
 
 @contextmanager
@@ -96,7 +124,7 @@ def simulate_backend(name: str) -> Iterator[None]:
 def implementation(op: str, direction: str, x: torch.Tensor) -> Callable:
     """The function that runs ``op`` in ``direction`` ("forward" or "backward") for tensors like ``x``."""
     # the choice is made once for each kind of tensor and each backend asked for: a call must not pay for it again
-    return _implementation(op, direction, x.dtype, x.device, _forced.get(), _simulated.get())
+    return _implementation(op, direction, x.dtype, x.device, _forced.get().get(op), _simulated.get())
 
 
 @cache
@@ -120,6 +148,8 @@ def _obstacle(backend: str, op: str, dtype: torch.dtype, device: torch.device) -
     """Why this backend cannot serve, or None."""
     if backend == "reference":
         return None
+    if op in _fallen_back:
+        return _fallen_back[op]
     if device.type != "cuda" and backend != _simulated.get():
         return f"{device.type} tensors"
     if dtype == torch.float64:

@@ -8,11 +8,13 @@ There are no second derivatives: asking for one is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+from cramkernels.dispatch import forced_backends, resume_backends
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -60,6 +62,7 @@ def make_operator(
             with _without_autocast(inputs[0].device):
                 outputs = forward(*inputs)
             setup_context(ctx, inputs, outputs, is_eager=True)
+            ctx.backends = forced_backends()
             return outputs
 
         @staticmethod
@@ -67,7 +70,7 @@ def make_operator(
             if torch.is_grad_enabled():  # create_graph=True
                 raise RuntimeError(f"cramkernels.{name} has no second derivative; leave out create_graph=True")
             device = next((grad.device for grad in grads if grad is not None), torch.device("cpu"))
-            with _without_autocast(device):
+            with _without_autocast(device), _as_in_forward(ctx.backends):
                 return gradients(ctx, backward, *grads)
 
     EagerFunction.__name__ = EagerFunction.__qualname__ = f"{name}_eager"
@@ -101,6 +104,10 @@ def _unshared(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _NOTHING = nullcontext()
+
+
+def _as_in_forward(backends: Mapping[str, str]) -> AbstractContextManager:
+    return _NOTHING if backends is forced_backends() else resume_backends(backends)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager:

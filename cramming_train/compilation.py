@@ -16,6 +16,8 @@ from cramming_train.engine import Trainer
 # Relative difference of the loss, and of each parameter's gradient (norm of difference over norm)
 TOLERANCE = {torch.float32: (1e-5, 1e-3), torch.float16: (2e-3, 5e-2), torch.bfloat16: (1e-2, 1e-1)}
 
+Results = tuple[torch.Tensor, dict[str, torch.Tensor]]
+
 
 class Compilation(NamedTuple):
     """Whether the compiled model is used, and why."""
@@ -42,9 +44,9 @@ def compile_checked(trainer: Trainer, compiler: Callable[[Callable], Callable] =
         return Compilation(
             False, f"not compiled: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         )
-    disagreement = _disagreement(trainer, expected, actual)
-    if disagreement:
-        return Compilation(False, f"compiled and not used: {disagreement}")
+    reason = disagreement(trainer.precision.gemm_dtype, expected, actual)
+    if reason:
+        return Compilation(False, f"compiled and not used: {reason}")
     trainer.forward = compiled
     return Compilation(True, "compiled; loss and gradients agree with eager")
 
@@ -59,8 +61,9 @@ def _loss_and_gradients(trainer: Trainer, forward: Callable, arguments: tuple, o
     return loss.detach(), gradients
 
 
-def _disagreement(trainer: Trainer, expected, actual) -> str | None:
-    loss_tolerance, gradient_tolerance = TOLERANCE[trainer.precision.gemm_dtype]
+def disagreement(dtype: torch.dtype, expected: Results, actual: Results) -> str | None:
+    """Where two pairs (loss, gradients by name) part by more than the format explains, in words."""
+    loss_tolerance, gradient_tolerance = TOLERANCE[dtype]
     loss_error = float((actual[0] - expected[0]).abs() / expected[0].abs())
     if not loss_error <= loss_tolerance:
         return f"its loss differs from eager's by {loss_error:.1e} (relative)"

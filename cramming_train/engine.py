@@ -13,14 +13,17 @@ import torch
 from torch import nn
 
 from cramming_train.distributed import World
-from cramming_train.loader import RowStream, to_device
+from cramming_train.loader import RowStream
 from cramming_train.masking import MaskingCounts, mask_rows, masking_counts
 from cramming_train.model import MaskedLM, sequence_boundaries
 from cramming_train.optim.optimizer import build_optimizer, set_learning_rate
 from cramming_train.optim.schedules import batch_size_at, learning_rate_factor, masking_rate_at
 from cramming_train.precision import Precision
+from cramming_train.prefetch import BatchRows, Prefetch, SideStream
 from cramming_train.recipes import Training
 from cramming_train.seeds import derive_seed
+
+MicroStep = Callable[[tuple, dict, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Trainer:
     ):
         self.model = model.train()
         self.forward: Callable[..., tuple[torch.Tensor, ...]] = model  # a compiled one may take its place
+        self.micro_step: MicroStep = self.eager_micro_step  # and a graph that one's
+        self.static_shapes = device.type != "cpu"  # which depend on the masking rate alone, never on the text
+        self.pace: Callable[[], None] | None = None  # called after each micro-batch
         self.stream = stream
         self.training = training
         self.seed = seed
@@ -78,6 +84,7 @@ class Trainer:
         self.precision = precision
         self.world = world
         self.optimizer = build_optimizer(model, training)
+        self._rows = self._read_rows if device.type == "cpu" else Prefetch(self._read_rows, SideStream(device))
         self.step = 0
         self.rows = 0  # rows of the stream consumed by finished steps, over all processes
 
@@ -159,24 +166,43 @@ class Trainer:
     def micro_batch_inputs(self, plan: StepPlan, number: int) -> tuple[tuple, dict]:
         """Positional and keyword arguments of the model for micro-batch ``number`` of the next step."""
         first_row = self.rows + (number * self.world.size + self.world.rank) * plan.micro_rows
-        host_ids_BS = self.stream.batch(first_row, plan.micro_rows)
-        cu_seqlens, max_seqlen = sequence_boundaries(
-            host_ids_BS, document_attention=self.model.architecture.document_attention
-        )
-        ids_BS, cu_seqlens = to_device(host_ids_BS, self.device), to_device(cu_seqlens, self.device)
+        next_row = first_row + plan.micro_rows * self.world.size
+        ids_BS, cu_seqlens, max_seqlen = self._rows(first_row, plan.micro_rows, next_row)
         batch = mask_rows(ids_BS, plan.masking, self.model.vocab_size, seed=self.seed, index=first_row)
         dropout_seed = None
         if self.training.dropout:
-            # a tensor, so that a compiled model does not take each seed for a new constant
-            dropout_seed = torch.tensor(derive_seed(self.seed, "dropout", first_row))
+            # a tensor, so that neither compiler nor graph takes each seed for a new constant
+            seed = derive_seed(self.seed, "dropout", first_row)
+            dropout_seed = torch.full((), seed, dtype=torch.int64, device=self.device)
         arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
         return arguments, {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
 
+    def _read_rows(self, first_row: int, count: int, _next_row: int | None = None) -> BatchRows:
+        """On the host."""
+        ids_BS = self.stream.batch(first_row, count)
+        cu_seqlens, max_seqlen = sequence_boundaries(
+            ids_BS, document_attention=self.model.architecture.document_attention
+        )
+        if self.static_shapes and self.model.architecture.document_attention:
+            # as many as there can be, the rest of no tokens
+            cu_seqlens = nn.functional.pad(cu_seqlens, (0, ids_BS.numel() + 1 - len(cu_seqlens)), value=ids_BS.numel())
+        return BatchRows(ids_BS, cu_seqlens, max_seqlen)
+
     def _micro_batch(self, plan: StepPlan, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         arguments, options = self.micro_batch_inputs(plan, number)
+        divisor = torch.full((), float(plan.micro_batches), device=self.device)
+        results = self.micro_step(arguments, options, divisor)
+        if self.pace is not None:
+            self.pace()
+        return results
+
+    def eager_micro_step(
+        self, arguments: tuple, options: dict, divisor: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward of one micro-batch, whose gradients are divided by ``divisor``: (loss, hits)."""
         with self.precision.autocast():
             result = self.forward(*arguments, **options)
-        self.precision.scaled(result.loss / plan.micro_batches).backward()
+        self.precision.scaled(result.loss / divisor).backward()
         return result.loss.detach(), result.num_correct
 
     def _update(self, plan: StepPlan, rescale: float) -> torch.Tensor:

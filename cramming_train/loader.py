@@ -59,10 +59,3 @@ class RowStream:
             generator = np.random.Generator(np.random.Philox(derive_seed(self.seed, "row order", epoch)))
             self._order = (epoch, generator.permutation(len(self.rows)))
         return self.rows.take(self._order[1][offset : offset + count])
-
-
-def to_device(ids: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a batch; from pinned memory and without waiting where the device is a GPU."""
-    if device.type == "cpu":
-        return ids
-    return ids.pin_memory().to(device, non_blocking=True)

@@ -40,6 +40,7 @@ class Loop:
     validation: Rows
     stop_request: StopRequest
     gemm_rate: float
+    execution: dict[str, Any] = field(default_factory=dict)  # how steps are executed, for the summary
     save_seconds: float = 0.0
     micro_seconds: float = 0.0
     recoveries: int = 0
@@ -70,9 +71,10 @@ class Loop:
             if result is None:
                 reason = "interrupt"
                 break
-            self.micro_seconds = max((time.monotonic() - started) / plan.micro_batches, 0.9 * self.micro_seconds)
             self.budget.tokens_used = trainer.tokens
-            if self._is_bad(result):
+            is_bad = self._is_bad(result)
+            self.micro_seconds = max((time.monotonic() - started) / plan.micro_batches, 0.9 * self.micro_seconds)
+            if is_bad:
                 self._recover(result)
             else:
                 self._after_step(plan, result, fraction)

@@ -18,13 +18,14 @@ from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
 from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
-from cramming_train.compilation import Compilation, compile_checked, wants_compilation
+from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
 from cramming_train.data.prepare import AUTO
 from cramming_train.display import Display, duration
 from cramming_train.distributed import World, join_world
 from cramming_train.engine import Trainer
 from cramming_train.errors import Interrupted, UsageError, command
+from cramming_train.graph import Pace, graph_checked
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
@@ -35,6 +36,7 @@ from cramming_train.starting import Settings, new_settings, open_run
 from cramming_train.summary import device_name, kernels_used, rules, write_summary
 from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
 from cramming_train.validation import held_out_loss
+from cramming_train.verify import verify
 
 FINAL_VALIDATION_ROWS = 2048
 
@@ -59,6 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, help="seed of weights, masks and orders (default 0)")
     parser.add_argument("--track", nargs="+", default=[], choices=TRACKER_NAMES, help="log there as well")
+    parser.add_argument("--verify", action="store_true",
+                        help="prove the operations against plain PyTorch first; on a GPU that is always done")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
     return parser
 
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with terminate_by_exception():
             run, settings, prepared = open_run(arguments, device.type, world)
-        pretrain(run, settings, prepared, device, world, arguments.track)
+        pretrain(run, settings, prepared, device, world, arguments.track, prove=arguments.verify)
     finally:
         world.close()
     return 0
@@ -123,6 +127,7 @@ def pretrain(
     device: torch.device,
     world: World,
     track: Sequence[str] = (),
+    prove: bool = False,
 ) -> dict[str, Any]:
     """Train the run to the end of its budget and write its summary and report; returns the summary.
 
@@ -137,7 +142,7 @@ def pretrain(
     log = RunLog(log_path, lambda: budget.elapsed, trackers)
     try:
         with StopRequest() as stop_request:
-            loop = start(run, settings, prepared, device, world, budget, log, display, stop_request)
+            loop = start(run, settings, prepared, device, world, budget, log, display, stop_request, prove)
             reason = loop.run()
         train_seconds = budget.stop()
         if reason == "interrupt":
@@ -154,8 +159,8 @@ def pretrain(
         log.close()
 
 
-def start(run, settings, prepared, device, world, budget, log, display, stop_request) -> Loop:
-    """Build model and trainer, restore a checkpoint where there is one, calibrate, compile."""
+def start(run, settings, prepared, device, world, budget, log, display, stop_request, prove) -> Loop:
+    """Build model and trainer, restore a checkpoint where there is one, calibrate, prove, compile, capture."""
     training = settings.recipe.training
     precision = Precision(training.precision, device)
     model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed).to(device)
@@ -170,14 +175,13 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         budget.tokens_used = trainer.tokens
         log.write("resume", step=trainer.step, path=checkpoint.name)
         display.message(f"resumed from {checkpoint.name}: {trainer.tokens:,} tokens, {duration(budget.elapsed)} used")
-    compilation = Compilation(False, "eager")
-    if wants_compilation(training.compile, device):
-        compilation = compile_checked(trainer)
-    for message in filter(None, [precision.notice, compilation.reason if training.compile != "off" else None]):
+    execution, notices = prepare_execution(trainer, prove)
+    for message in filter(None, [precision.notice, *notices]):
         log.write("notice", message=message)
+        display.message(message)
     loop = Loop(
         trainer=trainer, budget=budget, log=log, display=display, checkpoints=run.checkpoints,
-        validation=prepared.validation, stop_request=stop_request, gemm_rate=gemm_rate,
+        validation=prepared.validation, stop_request=stop_request, gemm_rate=gemm_rate, execution=execution,
     )  # fmt: skip
     log.write(
         "start",
@@ -188,11 +192,32 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         budget_tokens=budget.tokens,
         gemm_flops_per_second=gemm_rate,
         flops_per_token=_nominal_flops(trainer),
-        compiled=compilation.compiled,
         precision=precision.name,
         kernels=kernels_used(device, precision.gemm_dtype),
+        **execution,
     )
     return loop
+
+
+def prepare_execution(trainer: Trainer, prove: bool) -> tuple[dict[str, Any], list[str]]:
+    """Prove the operations, then compile and capture where that is wanted: (how steps are executed, notices)."""
+    device, training = trainer.device, trainer.training
+    on_gpu = device.type == "cuda"
+    execution: dict[str, Any] = {"verification": None, "compiled": False, "cuda_graph": False}
+    notices = []
+    if prove or on_gpu:
+        verification = verify(trainer)
+        execution["verification"] = verification.as_dict()
+        notices.append(str(verification))
+    if wants_compilation(training.compile, device):
+        execution["compiled"], reason = compile_checked(trainer)
+        notices.append(reason)
+    if on_gpu:
+        trainer.pace = Pace()
+        if training.cuda_graph:
+            execution["cuda_graph"], reason = graph_checked(trainer)
+            notices.append(reason)
+    return execution, notices
 
 
 def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: float, log: RunLog) -> dict[str, Any]:
@@ -230,6 +255,7 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
             "unigram_loss": metadata["unigram_loss"],
         },
         "kernels": kernels_used(trainer.device, trainer.precision.gemm_dtype),
+        **loop.execution,
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -38,6 +38,7 @@ class Training:
     dropout: bool = False
     precision: str = "fp16"  # on a GPU: "fp32", "fp16" (with gradient scaling) or "bf16"; a CPU runs fp32
     compile: str = "auto"  # "on", "off" or "auto" (on a GPU): torch.compile, checked against eager first
+    cuda_graph: bool = True  # on a GPU: micro-batches replayed as a CUDA graph, checked against eager first
 
     def __post_init__(self) -> None:
         check_choice(self, optimizer=("adamw", "adam"), schedule=tuple(SCHEDULES))

@@ -1,0 +1,35 @@
+"""The shipped plain loss against the model and against the tests' own plain model, for every architecture."""
+
+import pytest
+import torch
+
+from cramming_train.model.plain import plain_loss
+from cramming_train.recipes import ARCHITECTURES
+from tests.model.cases import assert_same, gradients, random_batch, random_model, small
+from tests.model.plain import PlainMaskedLM
+
+CASES = {name: small(name) for name in ARCHITECTURES}
+CASES["rope"] = small("crammed-bert", positions="rope")
+CASES["rope, documents"] = small("crammed-bert", positions="rope", document_attention=True)
+CASES["documents"] = small("bert-base", document_attention=True)
+CASES["window"] = small("crammed-bert", window=3)
+CASES["documents, window"] = small("crammed-bert", window=2, document_attention=True)
+CASES["gate first"] = small("crammed-bert", gate="first")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients(name):
+    model, batch = random_model(CASES[name]), random_batch(CASES[name])
+    plain = plain_loss(model, *batch.arguments)
+    ours = model(*batch.arguments).loss
+    oracle = PlainMaskedLM(model).loss(batch.ids_BS, batch.labels_M, batch.positions_M)
+    torch.testing.assert_close(plain, oracle, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(plain, ours, rtol=1e-9, atol=1e-11)
+    assert_same(gradients(model, plain), gradients(model, ours), rtol=1e-8, atol=1e-10)
+
+
+def test_rows_have_to_be_full():
+    model, batch = random_model(CASES["window"]), random_batch(CASES["window"])
+    ids_T, *rest = batch.arguments
+    with pytest.raises(ValueError, match="want full rows of max_seqlen = 13"):
+        plain_loss(model, ids_T[:-1], *rest)
