@@ -53,7 +53,7 @@ def mask_rows(ids_BS: torch.Tensor, counts: MaskingCounts, vocab_size: int, *, s
     """
     rows, length = ids_BS.shape
     device = ids_BS.device
-    generator = torch.Generator(device).manual_seed(derive_seed(seed, "masking", index))
+    generator = _generator(device, derive_seed(seed, "masking", index))
     # The k smallest of S independent uniforms are a uniformly random k-subset, in a uniformly random order.
     order_BS = torch.rand(rows, length, device=device, generator=generator).argsort(dim=1)
     chosen_Bk = order_BS[:, : counts.masked]
@@ -62,9 +62,13 @@ def mask_rows(ids_BS: torch.Tensor, counts: MaskingCounts, vocab_size: int, *, s
     ids_T = ids_BS.reshape(-1).clone()
     masked_end = counts.replaced_by_mask
     random_end = masked_end + counts.replaced_by_random
-    ids_T[(chosen_Bk[:, :masked_end] + offsets_B1).reshape(-1)] = MASK_ID
+    ids_T.index_fill_(0, (chosen_Bk[:, :masked_end] + offsets_B1).reshape(-1), MASK_ID)
     random_ids = torch.randint(vocab_size, (rows, counts.replaced_by_random), device=device, generator=generator)
-    ids_T[(chosen_Bk[:, masked_end:random_end] + offsets_B1).reshape(-1)] = random_ids.reshape(-1)
+    ids_T.index_copy_(0, (chosen_Bk[:, masked_end:random_end] + offsets_B1).reshape(-1), random_ids.reshape(-1))
 
     positions_M = (chosen_Bk.sort(dim=1).values + offsets_B1).reshape(-1)
-    return MaskedBatch(ids_T, ids_BS.reshape(-1)[positions_M], positions_M)
+    return MaskedBatch(ids_T, ids_BS.reshape(-1).index_select(0, positions_M), positions_M)
+
+
+def _generator(device: torch.device, seed: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)

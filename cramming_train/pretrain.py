@@ -61,8 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, help="seed of weights, masks and orders (default 0)")
     parser.add_argument("--track", nargs="+", default=[], choices=TRACKER_NAMES, help="log there as well")
-    parser.add_argument("--verify", action="store_true",
-                        help="prove the operations against plain PyTorch first; on a GPU that is always done")  # fmt: skip
+    parser.add_argument(
+        "--verify", action="store_true", help="prove the operations against plain PyTorch; a GPU's always are"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
     return parser
 

@@ -112,7 +112,6 @@ class _Proof:
                 self.exact.append(_results(exact_model, lambda *a: plain_loss(exact_model, *a), batch, 1.0))
             plain.append(self._in_own_format(lambda *a: plain_loss(self.model, *a), batch))
             _descend(exact_model, batch, trainer.training.peak_lr)
-        del exact_model
         self.allowed = self._allowed(self._errors(plain))
 
     def worst(self) -> tuple[str, float]:
@@ -148,7 +147,7 @@ class _Proof:
         return errors
 
     def _allowed(self, plain: dict[str, float]) -> dict[str, float]:
-        """Twice the error of plain PyTorch, or of its median tensor where it was lucky, and one unit in the last place."""
+        """Twice the error of plain PyTorch, or of its median tensor where it had luck, and a unit in the last place."""
         typical = statistics.median(error for name, error in plain.items() if name != "loss")
         ulp = torch.finfo(self.trainer.precision.gemm_dtype).eps
         return {

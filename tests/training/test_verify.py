@@ -11,7 +11,6 @@ from cramkernels.dispatch import OPERATIONS
 from cramming_train.errors import RunError
 from cramming_train.recipes import Architecture
 from cramming_train.verify import verify
-from tests.training.kernels import stand_in_kernels  # noqa: F401
 from tests.training.test_engine import ARCHITECTURE, CPU, TRAINING, never, trainer, weights
 
 CRAMMED, BERT = ARCHITECTURE, Architecture("post", 2, 32, 2, 64, norm="post", max_length=64)
