@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from cramkernels.dispatch import forced_backends, resume_backends
 
@@ -60,7 +61,7 @@ def make_operator(
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
             with _without_autocast(inputs[0].device):
-                outputs = forward(*inputs)
+                outputs = (forward_op if _is_fake(inputs[0]) else forward)(*inputs)
             setup_context(ctx, inputs, outputs, is_eager=True)
             ctx.backends = forced_backends()
             return outputs
@@ -71,7 +72,7 @@ def make_operator(
                 raise RuntimeError(f"cramkernels.{name} has no second derivative; leave out create_graph=True")
             device = next((grad.device for grad in grads if grad is not None), torch.device("cpu"))
             with _without_autocast(device), _as_in_forward(ctx.backends):
-                return gradients(ctx, backward, *grads)
+                return gradients(ctx, backward_op if any(map(_is_fake, grads)) else backward, *grads)
 
     EagerFunction.__name__ = EagerFunction.__qualname__ = f"{name}_eager"
 
@@ -81,9 +82,14 @@ def make_operator(
         if torch.is_grad_enabled():
             return EagerFunction.apply(*inputs)
         with _without_autocast(inputs[0].device):
-            return forward(*inputs)
+            return (forward_op if _is_fake(inputs[0]) else forward)(*inputs)
 
     return call
+
+
+def _is_fake(x: Any) -> bool:
+    """Without data: the registered operator then gives the shapes, whatever backend serves here."""
+    return isinstance(x, FakeTensor)
 
 
 def _unshared(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
-"""What this machine can do: its real matrix-multiplication rate, against which utilisation is reported."""
+"""What this machine can do: its real rates of multiplying matrices, against which utilisation is reported, and of copying."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -18,14 +19,26 @@ def gemm_flops_per_second(device: torch.device, dtype: torch.dtype, *, repeats: 
     a = torch.randn(size, size, generator=generator).to(device, dtype)
     b = torch.randn(size, size, generator=generator).to(device, dtype)
     out = torch.mm(a, b)
+    return 2 * size**3 / _median_seconds(lambda: torch.mm(a, b, out=out), device, repeats)
+
+
+def copy_bytes_per_second(device: torch.device, *, repeats: int = 7) -> float:
+    """Median rate of copying a tensor far larger than caches: bytes read and bytes written, per second."""
+    size = 1 << (30 if device.type == "cuda" else 28)
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * size / _median_seconds(lambda: target.copy_(source), device, repeats)
+
+
+def _median_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         _wait(device)
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
+        work()
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(seconds)
+    return statistics.median(seconds)
 
 
 def _wait(device: torch.device) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from cramming_train.backoff import within_memory
 from cramming_train.distributed import World
 from cramming_train.loader import RowStream
 from cramming_train.masking import MaskingCounts, mask_rows, masking_counts
 from cramming_train.model import MaskedLM, sequence_boundaries
 from cramming_train.optim.optimizer import build_optimizer, set_learning_rate
-from cramming_train.optim.schedules import batch_size_at, learning_rate_factor, masking_rate_at
+from cramming_train.optim.schedules import batch_size_at, learning_rate_factor, masking_rate_at, micro_batches_at
 from cramming_train.precision import Precision
 from cramming_train.prefetch import BatchRows, Prefetch, SideStream
 from cramming_train.recipes import Training
@@ -85,6 +87,8 @@ class Trainer:
         self.world = world
         self.optimizer = build_optimizer(model, training)
         self._rows = self._read_rows if device.type == "cpu" else Prefetch(self._read_rows, SideStream(device))
+        # Rows that this machine takes at a time: the recipe's, or a divisor of them that fits its memory
+        self.micro_rows = min(training.micro_batch_size, training.batch_size)
         self.step = 0
         self.rows = 0  # rows of the stream consumed by finished steps, over all processes
 
@@ -101,9 +105,9 @@ class Trainer:
     def plan(self, fraction: float, tokens_left: int | None = None) -> StepPlan:
         """The next step's plan at the given fraction of the budget; no more micro-batches than the tokens left need."""
         t = self.training
-        micro_rows = min(t.micro_batch_size, t.batch_size)
-        rows = batch_size_at(fraction, ceiling=t.batch_size, ramp=t.batch_ramp, micro_batch=micro_rows)
-        micro_batches = max(rows // (micro_rows * self.world.size), 1)
+        unit, micro_rows = min(t.micro_batch_size, t.batch_size), self.micro_rows
+        rows = batch_size_at(fraction, ceiling=t.batch_size, ramp=t.batch_ramp, micro_batch=unit)
+        micro_batches = micro_batches_at(rows, unit, micro_rows, self.world.size)
         if tokens_left is not None:
             tokens_a_micro_batch = micro_rows * self.row_length * self.world.size
             micro_batches = min(micro_batches, max(-(-tokens_left // tokens_a_micro_batch), 1))
@@ -126,6 +130,9 @@ class Trainer:
 
         Returns:
             The result, or None where the step was given up.
+
+        Raises:
+            MicroBatchTooLarge: out of memory; weights and counters are as they were, gradients are not.
         """
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device)
@@ -136,7 +143,7 @@ class Trainer:
                     self.optimizer.zero_grad(set_to_none=True)
                     return None
                 break
-            micro_loss, micro_correct = self._micro_batch(plan, done)
+            micro_loss, micro_correct = within_memory(partial(self._micro_batch, plan, done), self.world, self.device)
             loss += micro_loss
             correct += micro_correct
             done += 1
@@ -154,6 +161,7 @@ class Trainer:
         return {
             "rows": self.rows,
             "tokens": self.tokens,
+            "micro_rows": self.micro_rows,
             "vocab_size": self.model.vocab_size,
             "scaler": self.precision.state(),
         }
@@ -161,6 +169,8 @@ class Trainer:
     def restore(self, state: dict) -> None:
         """The inverse of :meth:`state`, after weights and optimizer were loaded."""
         self.step, self.rows = state["step"], state["rows"]
+        # a checkpoint from before memory ran out does not bring the larger ones back
+        self.micro_rows = min(self.micro_rows, state.get("micro_rows", self.micro_rows))
         self.precision.restore(state["scaler"])
 
     def micro_batch_inputs(self, plan: StepPlan, number: int) -> tuple[tuple, dict]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cramming_train.backoff import REMEDY, MicroBatchTooLarge, back_off
 from cramming_train.budget import Budget
 from cramming_train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from cramming_train.data import Rows
@@ -54,7 +55,8 @@ class Loop:
         """Train until the end; returns "budget" or "interrupt". The state at the end is saved.
 
         Raises:
-            RunError: the loss stays non-finite, or the final checkpoint cannot be written.
+            RunError: the loss stays non-finite, memory does not hold one row, or the final checkpoint cannot be
+                written.
         """
         trainer = self.trainer
         if trainer.step == 0:
@@ -67,7 +69,14 @@ class Loop:
             fraction = self._agreed_fraction()
             plan = trainer.plan(fraction, self._tokens_left())
             started = time.monotonic()
-            result = trainer.train_step(plan, self._stop)
+            try:
+                result = trainer.train_step(plan, self._stop)
+            except MicroBatchTooLarge:
+                self._notice(back_off(trainer))
+                reason = self._stop()
+                continue
+            except torch.OutOfMemoryError:
+                raise RunError(f"out of memory in the update of step {trainer.step + 1}: {REMEDY}") from None
             if result is None:
                 reason = "interrupt"
                 break
@@ -193,10 +202,12 @@ class Loop:
         try:
             self._save()
         except OSError as error:
-            message = f"checkpoint at step {self.trainer.step} not written: {describe_os_error(error)}"
             self._last_saved = time.monotonic()
-            self.display.message(f"WARNING: {message}")
-            self.log.write("notice", message=message)
+            self._notice(f"checkpoint at step {self.trainer.step} not written: {describe_os_error(error)}")
+
+    def _notice(self, message: str) -> None:
+        self.display.message(f"WARNING: {message}")
+        self.log.write("notice", message=message)
 
     def _finish(self, reason: str) -> None:
         try:

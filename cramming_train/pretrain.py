@@ -29,7 +29,9 @@ from cramming_train.graph import Pace, graph_checked
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
+from cramming_train.plan import in_a_line, this_machine
 from cramming_train.precision import Precision
+from cramming_train.prediction import agreed_micro_rows, predict
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run
 from cramming_train.signals import StopRequest, terminate_by_exception
 from cramming_train.starting import Settings, new_settings, open_run
@@ -119,6 +121,8 @@ def show_plan(settings: Settings, device: torch.device) -> None:
     print(f"data        {' '.join(settings.sources)}")
     print(f"parameters  {parameter_count(model):,}")
     print(f"FLOPs       {rate / 1e6:.1f} M a token")
+    micro_rows = recipe.training.micro_batch_size if settings.micro_batch_given else None
+    print(f"predicted   {in_a_line(predict(recipe, this_machine(device), settings.hours, micro_rows))}")
 
 
 def pretrain(
@@ -170,6 +174,8 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         seed=settings.seed, device=device, precision=precision, world=world,
     )  # fmt: skip
     gemm_rate = gemm_flops_per_second(device, precision.gemm_dtype)
+    if device.type == "cuda" and not settings.micro_batch_given:
+        trainer.micro_rows = agreed_micro_rows(settings.recipe, precision, device, world)
     if (run.path / "checkpoints").is_dir() and any((run.path / "checkpoints").glob("step-*")):
         checkpoint = latest_checkpoint(run.checkpoints)
         trainer.restore(load_checkpoint(checkpoint, model, trainer.optimizer))
@@ -189,6 +195,7 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         recipe=settings.recipe.name,
         device=device_name(device),
         parameters=parameter_count(model),
+        micro_batch_rows=trainer.micro_rows,
         budget_seconds=budget.seconds,
         budget_tokens=budget.tokens,
         gemm_flops_per_second=gemm_rate,
@@ -243,6 +250,7 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         "tokens": trainer.tokens,
         "epochs": round(trainer.rows / len(prepared.train), 4),
         "optimizer_steps": trainer.step,
+        "micro_batch_rows": trainer.micro_rows,
         "tokens_per_second": round(tokens_per_second, 1),
         "model_flops_utilization": round(tokens_per_second * _nominal_flops(trainer) / loop.gemm_rate, 4),
         "gemm_flops_per_second": loop.gemm_rate,

@@ -16,7 +16,7 @@ from cramming_train.data import PreparedData, prepare_data
 from cramming_train.data.prepare import AUTO
 from cramming_train.distributed import World
 from cramming_train.errors import RunError, UsageError
-from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe
+from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe, is_set
 from cramming_train.runs import RECIPE_FILE, TOKENIZER_FILE, Run, find_run, latest_run
 
 DEFAULT_HOURS = 24.0
@@ -32,6 +32,7 @@ class Settings:
     tokens: int | None
     sources: tuple[str, ...]
     text_column: str
+    micro_batch_given: bool = False  # by the command line: then it is not for the machine to choose
 
 
 def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
@@ -50,6 +51,7 @@ def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
         arguments.tokens,
         tuple(arguments.data or [AUTO]),
         arguments.text_column or "text",
+        is_set(arguments.overrides, "training.micro_batch_size"),
     )
 
 

@@ -70,3 +70,11 @@ def batch_size_at(fraction: float, *, ceiling: int, ramp: float, micro_batch: in
 def masking_rate_at(fraction: float, start: float, end: float) -> float:
     """Share of masked positions, linear from ``start`` to ``end`` of the budget."""
     return start + (end - start) * min(max(fraction, 0.0), 1.0)
+
+
+def micro_batches_at(rows: int, unit: int, micro_rows: int, processes: int) -> int:
+    """Micro-batches of ``micro_rows`` rows, per process, of a step of ``rows``.
+
+    Batches grow in units of the recipe's micro-batch, whatever part of one (a divisor) this machine takes at a time.
+    """
+    return max(rows // (unit * processes), 1) * (unit // micro_rows)

@@ -4,7 +4,7 @@ from cramming_train.recipes.architecture import ARCHITECTURES, Architecture
 from cramming_train.recipes.bundle import BUNDLES, Recipe, default_recipe, get_recipe
 from cramming_train.recipes.data import DATASETS, Data
 from cramming_train.recipes.evaluation import EVALUATIONS, Evaluation
-from cramming_train.recipes.overrides import apply_overrides
+from cramming_train.recipes.overrides import apply_overrides, is_set
 from cramming_train.recipes.training import TRAININGS, Training
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "apply_overrides",
     "default_recipe",
     "get_recipe",
+    "is_set",
 ]

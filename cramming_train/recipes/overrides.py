@@ -39,6 +39,14 @@ def apply_overrides(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         raise UsageError(f"--set {error}") from None
 
 
+def is_set(settings: Iterable[str], key: str) -> bool:
+    """Whether the settings give the field ``part.name`` a value, by its full name or the short one."""
+    fields = (_split(setting)[0] for setting in settings)
+    return any(
+        ".".join((part, field.name)) == key for part, field in map(_resolve, (f for f in fields if f not in PARTS))
+    )
+
+
 def _split(setting: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals or not key:
