@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cramming_train.backoff import back_off
 from cramming_train.compilation import disagreement
 from cramming_train.engine import MicroStep, Trainer
 
@@ -117,6 +118,18 @@ def graph_checked(trainer: Trainer, capture: Capture = capture_on_gpu) -> Graphi
         return Graphing(False, f"no CUDA graph: {reason}")
     trainer.micro_step = graphed
     return Graphing(True, "micro-batches are replayed as a CUDA graph, which agrees with eager")
+
+
+def graph_that_fits(trainer: Trainer, capture: Capture = capture_on_gpu) -> tuple[bool, list[str]]:
+    """As :func:`graph_checked`, with smaller micro-batches until memory holds one: (graphed, reasons)."""
+    reasons = []
+    while True:
+        try:
+            graphed, reason = graph_checked(trainer, capture)
+            return graphed, [*reasons, reason]
+        except torch.OutOfMemoryError:  # no more than noted here: its traceback holds the activations
+            pass
+        reasons.append(back_off(trainer))
 
 
 def _loss_and_gradients(trainer: Trainer, step: MicroStep, arguments: tuple, options: dict):

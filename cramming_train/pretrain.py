@@ -25,7 +25,7 @@ from cramming_train.display import Display, duration
 from cramming_train.distributed import World, join_world
 from cramming_train.engine import Trainer
 from cramming_train.errors import Interrupted, UsageError, command
-from cramming_train.graph import Pace, graph_checked
+from cramming_train.graph import Pace, graph_that_fits
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
@@ -223,8 +223,8 @@ def prepare_execution(trainer: Trainer, prove: bool) -> tuple[dict[str, Any], li
     if on_gpu:
         trainer.pace = Pace()
         if training.cuda_graph:
-            execution["cuda_graph"], reason = graph_checked(trainer)
-            notices.append(reason)
+            execution["cuda_graph"], reasons = graph_that_fits(trainer)
+            notices += reasons
     return execution, notices
 
 

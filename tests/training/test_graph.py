@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from cramming_train.graph import GraphedMicroStep, graph_checked
+from cramming_train.graph import GraphedMicroStep, graph_checked, graph_that_fits
 from tests.training.test_engine import ARCHITECTURE, TRAINING, never, trainer, weights
 
 
@@ -108,6 +108,21 @@ def test_out_of_memory_is_no_reason_to_go_on_without(small_data):
 
     with pytest.raises(torch.OutOfMemoryError):
         graph_checked(trainer(small_data), full)
+
+
+def test_smaller_micro_batches_until_one_fits(small_data):
+    t = trainer(small_data)
+    capture = Capture()
+
+    def small_card(function):
+        if t.micro_rows > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return capture(function)
+
+    is_graphed, reasons = graph_that_fits(t, small_card)
+    assert is_graphed and t.micro_rows == 1 and len(reasons) == 3 and "agrees with eager" in reasons[-1]
+    assert "micro-batches of 2 rows instead of 4" in reasons[0]
+    assert t.train_step(t.plan(0.5), never).rows == 16
 
 
 def test_shapes_do_not_depend_on_the_documents(small_data):
