@@ -86,10 +86,9 @@ def cells(p: Prediction) -> tuple[str, ...]:
 def in_a_line(p: Prediction) -> str:
     """For ``pretrain --dry-run``."""
     rate = f"{p.tokens_per_second:,.0f} tokens/s ({rates_in_words(p)})"
-    return (
-        f"{rate}: {amount(p.tokens)} tokens and {p.optimizer_steps:,} steps in {p.hours:g} hours; "
-        f"{p.memory_bytes / 1e9:.1f} GB at {p.micro_batch_rows} rows a micro-batch{'' if p.fits else ', which do not fit'}"
-    )
+    rows = f"{p.micro_batch_rows} rows a micro-batch" + ("" if p.fits else ", which do not fit")
+    amounts = f"{amount(p.tokens)} tokens and {p.optimizer_steps:,} steps in {p.hours:g} hours"
+    return f"{rate}: {amounts}; {p.memory_bytes / 1e9:.1f} GB at {rows}"
 
 
 def rates_in_words(p: Prediction) -> str:
