@@ -13,10 +13,9 @@ import torch
 
 from cramming_train.distributed import World
 from cramming_train.errors import RunError
-from cramming_train.prediction import smaller_micro_batch
+from cramming_train.optim.schedules import smaller_micro_batch
 
-REMEDY = "free memory on the device (nvidia-smi shows who has it), or start a smaller model (--recipe) or shorter rows "
-REMEDY += "(--set data.row_length=64)"
+REMEDY = "free memory on the device, or start a smaller model (--recipe) or shorter rows (--set data.row_length=64)"
 
 
 class MicroBatchTooLarge(Exception):

@@ -1,4 +1,4 @@
-"""What this machine can do: its real rates of multiplying matrices, against which utilisation is reported, and of copying."""
+"""What this machine can do: its real rates of multiplying matrices, the measure of utilisation, and of copying."""
 
 from __future__ import annotations
 

@@ -115,9 +115,10 @@ def _loss_workspace(masked: int, recipe: Recipe, dtype: torch.dtype, device_type
 
 
 def _optimizer(parameters: int, scaled: bool) -> Operation:
-    """Bytes of a step in fp32: the norm reads gradients, clipping (and unscaling) reads and writes them, AdamW reads
+    """Bytes of an update in fp32.
 
-    weights, gradients and two moments and writes all but the gradients, in one fused pass.
+    The norm reads the gradients, clipping reads and writes them, and so does unscaling; the fused AdamW reads weights,
+    gradients and two moments and writes all but the gradients.
     """
     return Operation(OPTIMIZER, "AdamW", 0.0, parameters * (4 + 8 + (8 if scaled else 0) + 28))
 

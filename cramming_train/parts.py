@@ -1,4 +1,4 @@
-"""What data sheets say of GPUs. Nothing here was measured; :mod:`cramming_train.rates` says what of it is attainable."""
+"""What data sheets say of GPUs, none of it measured here; :mod:`cramming_train.rates` says what is attainable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m cramming_train.plan --hours 24 [--gpu rtx3090]``: what each recipe would do in that time, and in what memory.
+"""``python -m cramming_train.plan --hours 24 [--gpu rtx3090]``: what each recipe would do in that time.
 
 Nothing is trained. Rates are measured on this machine, or with ``--gpu`` taken from a data sheet.
 """
@@ -85,10 +85,10 @@ def cells(p: Prediction) -> tuple[str, ...]:
 
 def in_a_line(p: Prediction) -> str:
     """For ``pretrain --dry-run``."""
-    return (
-        f"{p.tokens_per_second:,.0f} tokens/s, {amount(p.tokens)} tokens and {p.optimizer_steps:,} steps in {p.hours:g} "
-        f"hours, {p.memory_bytes / 1e9:.1f} GB at {p.micro_batch_rows} rows a micro-batch ({rates_in_words(p)})"
-    )
+    rate = f"{p.tokens_per_second:,.0f} tokens/s ({rates_in_words(p)})"
+    rows = f"{p.micro_batch_rows} rows a micro-batch" + ("" if p.fits else ", which do not fit")
+    amounts = f"{amount(p.tokens)} tokens and {p.optimizer_steps:,} steps in {p.hours:g} hours"
+    return f"{rate}: {amounts}; {p.memory_bytes / 1e9:.1f} GB at {rows}"
 
 
 def rates_in_words(p: Prediction) -> str:

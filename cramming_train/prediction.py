@@ -18,7 +18,7 @@ import torch
 
 from cramming_train.distributed import World
 from cramming_train.dry_step import LOSS, DryStep, Operation, dry_step
-from cramming_train.optim.schedules import batch_size_at, micro_batches_at
+from cramming_train.optim.schedules import batch_size_at, micro_batches_at, smaller_micro_batch
 from cramming_train.precision import Precision
 from cramming_train.rates import Machine, free_bytes
 from cramming_train.recipes import Recipe
@@ -104,11 +104,6 @@ def micro_batch_sizes(recipe: Recipe) -> list[int]:
     return sizes
 
 
-def smaller_micro_batch(rows: int) -> int:
-    """The largest divisor that is smaller: of a power of two, its half."""
-    return next(candidate for candidate in range(rows // 2, 0, -1) if rows % candidate == 0)
-
-
 def fitting(recipe: Recipe, machine: Machine) -> DryStep:
     """A micro-batch of the recipe's size, or of the largest smaller one that fits; of one row where none does."""
     dtype = machine.dtype(recipe.training.precision)
@@ -120,7 +115,7 @@ def fitting(recipe: Recipe, machine: Machine) -> DryStep:
 
 
 def agreed_micro_rows(recipe: Recipe, precision: Precision, device: torch.device, world: World) -> int:
-    """For a run that begins: the most rows, up to the recipe's, predicted to fit what every process's device has free."""
+    """For a run that begins: the most rows, up to the recipe's, predicted to fit the free memory of every process."""
     free = free_bytes(device)
     for rows in micro_batch_sizes(recipe):
         step = dry_step(recipe, rows, precision.gemm_dtype, device.type)

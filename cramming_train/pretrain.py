@@ -174,14 +174,14 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         seed=settings.seed, device=device, precision=precision, world=world,
     )  # fmt: skip
     gemm_rate = gemm_flops_per_second(device, precision.gemm_dtype)
-    if device.type == "cuda" and not settings.micro_batch_given:
-        trainer.micro_rows = agreed_micro_rows(settings.recipe, precision, device, world)
     if (run.path / "checkpoints").is_dir() and any((run.path / "checkpoints").glob("step-*")):
         checkpoint = latest_checkpoint(run.checkpoints)
         trainer.restore(load_checkpoint(checkpoint, model, trainer.optimizer))
         budget.tokens_used = trainer.tokens
         log.write("resume", step=trainer.step, path=checkpoint.name)
         display.message(f"resumed from {checkpoint.name}: {trainer.tokens:,} tokens, {duration(budget.elapsed)} used")
+    elif device.type == "cuda" and not settings.micro_batch_given:
+        trainer.micro_rows = agreed_micro_rows(settings.recipe, precision, device, world)
     execution, notices = prepare_execution(trainer, prove)
     for message in filter(None, [precision.notice, *notices]):
         log.write("notice", message=message)

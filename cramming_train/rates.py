@@ -47,6 +47,7 @@ def tabulated(name: str) -> Machine:
     def gemm(dtype: torch.dtype) -> float:
         return GEMM_SHARE * 1e12 * (part.fp32_tflops if dtype == torch.float32 else part.tensor_tflops)
 
+    # a "24 GB" card has 24 * 2^30 bytes, of which drivers and error correction keep some: 10^9 is on the safe side
     return Machine(
         name, "cuda", gemm, COPY_SHARE * 1e9 * part.memory_gbs, part.memory_gb * 10**9 - CONTEXT_BYTES,
         f"data sheet of {name}, not measured: {GEMM_SHARE:.0%} of {part.tensor_tflops:g} TFLOP/s (16 bit, fp32 sums) "

@@ -78,3 +78,8 @@ def micro_batches_at(rows: int, unit: int, micro_rows: int, processes: int) -> i
     Batches grow in units of the recipe's micro-batch, whatever part of one (a divisor) this machine takes at a time.
     """
     return max(rows // (unit * processes), 1) * (unit // micro_rows)
+
+
+def smaller_micro_batch(rows: int) -> int:
+    """The largest divisor that is smaller: of a power of two, its half."""
+    return next(candidate for candidate in range(rows // 2, 0, -1) if rows % candidate == 0)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from cramming_train.errors import UsageError
-from cramming_train.recipes import ARCHITECTURES, TRAININGS, apply_overrides, get_recipe
+from cramming_train.recipes import ARCHITECTURES, TRAININGS, apply_overrides, get_recipe, is_set
 
 BASE = get_recipe("crammed-bert")
 
@@ -149,3 +149,13 @@ def refusal(*settings):
     message = str(error.value)
     assert message and "\n" not in message and len(message) < 250
     return message
+
+
+def test_whether_a_field_was_given():
+    key = "training.micro_batch_size"
+    for settings in (["micro_batch_size=4"], ["training=bert-izsak", "training.micro_batch_size = 4"]):
+        assert is_set(settings, key)
+    for settings in ([], ["training=bert-izsak"], ["training.batch_size=4", "row_length=64"]):
+        assert not is_set(settings, key)
+    with pytest.raises(UsageError, match="no such key"):
+        is_set(["micro_batch=4"], key)

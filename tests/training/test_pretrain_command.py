@@ -137,6 +137,7 @@ def test_dry_run_shows_the_recipe_and_writes_nothing(tmp_path):
     result = run("pretrain", "--dry-run", "--recipe", "crammed-bert", "--hours", 2, tmp_path=tmp_path)
     assert result.returncode == 0 and not list(tmp_path.iterdir())
     assert "119,589,889" in result.stdout and "622.9 M a token" in result.stdout
+    assert re.search(r"predicted +\d[\d,.]* tokens/s .*128 rows a micro-batch", result.stdout)
     assert json.loads(result.stdout[: result.stdout.index("\ndevice")])["training"]["name"] == "bert-o4"
 
 
