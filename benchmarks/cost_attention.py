@@ -116,7 +116,7 @@ def _ours(shape: Shape) -> Directions:
     return {"forward": (forward, {"qkv": qkv, "cu_seqlens": cu_seqlens}), "backward": (backward, kept)}
 
 
-def calls(language: str, shape: Shape, folder: Path | None) -> Directions:
+def calls(language: str, shape: Shape, folder: Path | None = None) -> Directions:
     """Of ours or of a peer."""
     return _ours(shape) if language in LANGUAGES else cost_attention_peers.calls(language, shape, folder)
 

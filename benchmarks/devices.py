@@ -1,0 +1,114 @@
+"""What a benchmark runs on: a processor or a card, behind one small interface, so that all else is the same code.
+
+A device is asked for a stopwatch of some calls, and the stopwatch each time it is started for the seconds that one of
+them takes. Everything that is particular to a GPU is in :class:`Card`.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+Call = Callable[[], object]
+Stopwatch = Callable[[], float]
+
+
+class Processor:
+    """The CPU. On one thread it is processor time that counts: what other programs take does not."""
+
+    def __init__(self, threads: int = 1):
+        self.threads = threads
+        self.torch = torch.device("cpu")
+        self.dtype = torch.float32
+        self.cache_bytes = 0  # copies of the inputs are not needed: what training keeps in cache may stay there
+        self.clock = time.process_time if threads == 1 else time.perf_counter
+
+    @property
+    def compiles(self) -> bool:
+        """torch.compile has what it needs."""
+        return any(map(shutil.which, ("c++", "g++", "clang++")))
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{_processor_model()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def stopwatch(self, calls: Sequence[Call], *, capture: bool = True) -> Stopwatch:
+        """Each time: all calls once, one after the other."""
+        for call in calls[:1]:
+            call()
+
+        def seconds() -> float:
+            started = self.clock()
+            for call in calls:
+                call()
+            return (self.clock() - started) / len(calls)
+
+        return seconds
+
+
+class Card:
+    """A CUDA device. Calls are captured once as a CUDA graph, replayed, and timed by the card's own events."""
+
+    threads = 0
+    compiles = True
+
+    def __init__(self, index: int = 0):
+        self.torch = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(index)
+        self.name = properties.name
+        self.capability = 10 * properties.major + properties.minor
+        self.cache_bytes = properties.L2_cache_size
+        self.dtype = torch.bfloat16 if properties.major >= 8 else torch.float16
+
+    def stopwatch(self, calls: Sequence[Call], *, capture: bool = True) -> Stopwatch:
+        """Each time: the graph of all calls once; without ``capture``, of what cannot be captured, the launches."""
+        play = self._captured(calls) if capture else lambda: [call() for call in calls]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+        def seconds() -> float:
+            start.record()
+            play()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / len(calls)
+
+        seconds()
+        return seconds
+
+    def _captured(self, calls: Sequence[Call]) -> Callable[[], None]:
+        stream = torch.cuda.Stream(self.torch)
+        stream.wait_stream(torch.cuda.current_stream(self.torch))
+        with torch.cuda.stream(stream):  # what compiles or chooses at the first call must not do so while capturing
+            for _ in range(3):
+                calls[0]()
+        torch.cuda.current_stream(self.torch).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        results = []  # held until all are captured: no call may write where another's result is still in cache
+        with torch.cuda.graph(graph, stream=stream):
+            results.extend(call() for call in calls)
+        del results
+        return graph.replay
+
+
+def key(device: Processor | Card) -> str:
+    """As a file's name: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
+
+
+def present(threads: int = 1) -> Processor | Card:
+    """The card where there is one, else the processor."""
+    return Card(torch.cuda.current_device()) if torch.cuda.is_available() else Processor(threads)
+
+
+def _processor_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,82 @@
+"""A fifth more time in any operation of the CPU makes its benchmark fail.
+
+Where this machine has committed floors they are held, else the ratios of a moment ago. The operations are slowed where
+the benchmark finds them: each takes a fifth more of its own time, in both directions.
+"""
+
+import importlib
+import shutil
+import statistics
+import time
+
+import pytest
+import torch
+
+from benchmarks import devices, timing
+from benchmarks.floors import FOLDER, Floors, TooSlow, store
+from benchmarks.operations import Operation, Shape, operations
+from benchmarks.test_operations import ON_A_CARD, ROUNDS
+from cramkernels import dispatch
+from cramming_train.allocator import keep_freed_memory
+
+pytestmark = pytest.mark.skipif(ON_A_CARD, reason="of the CPU")
+OPERATIONS = operations(Shape(4096, 256))
+MORE = 0.2
+
+
+@pytest.fixture(scope="module", name="processor")
+def _processor():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    yield devices.Processor()
+    torch.set_num_threads(before)
+
+
+def slowed(function):
+    """Takes a fifth more of its own processor time, busily."""
+
+    def run(*arguments):
+        started = time.process_time()
+        result = function(*arguments)
+        until = time.process_time() + MORE * (time.process_time() - started)
+        while time.process_time() < until:
+            pass
+        return result
+
+    return run
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """``slow(operation)``: from now on its implementation is."""
+
+    def plant(operation: Operation) -> None:
+        op = operation.name.removesuffix("_recompute")
+        module = importlib.import_module(f"cramkernels.reference.{dispatch.FAMILIES[op]}")
+        for direction in ("forward", "backward"):
+            monkeypatch.setattr(module, f"{op}_{direction}", slowed(getattr(module, f"{op}_{direction}")))
+        dispatch._implementation.cache_clear()
+
+    yield plant
+    monkeypatch.undo()
+    dispatch._implementation.cache_clear()
+
+
+def measurement(operation, processor):
+    return timing.Measurement(timing.stopwatches(processor, operation), ROUNDS[operation.family])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_a_fifth_more_time_fails(operation, processor, slow, tmp_path):
+    name = f"{operation} step"
+    if (committed := FOLDER / f"{devices.key(processor)}.json").exists():
+        shutil.copy(committed, tmp_path)
+    else:
+        measure = measurement(operation, processor)
+        store(tmp_path / committed.name, {name: {"eager": statistics.median(measure()["eager"] for _ in range(3))}})
+    floors = Floors(devices.key(processor), tmp_path)
+    floors.hold(name, measurement(operation, processor))
+    slow(operation)
+    with pytest.raises(TooSlow, match=f"{operation.name}.* x eager's time, committed .*, allowed"):
+        floors.hold(name, measurement(operation, processor))
