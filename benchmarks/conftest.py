@@ -16,6 +16,12 @@ from cramming_train.allocator import keep_freed_memory
 FLOORS, RESULTS = pytest.StashKey[Floors](), pytest.StashKey[Results]()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """One benchmark at a time: side by side, as tests are run, they would time each other."""
+    config.option.numprocesses, config.option.dist = 0, "no"
+
+
 def pytest_addoption(parser):
     """Options of the benchmarks alone."""
     group = parser.getgroup("cramkernels benchmarks")

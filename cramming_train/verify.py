@@ -106,7 +106,7 @@ class _Proof:
         self.model = copy.deepcopy(trainer.model)
         self.weights, self.exact, plain = [], [], []  # on the host: a card of 8 GB has no room for them
         for batch in self.batches:
-            self.weights.append([p.detach().to("cpu", torch.float32) for p in exact_model.parameters()])
+            self.weights.append([p.detach().to("cpu", torch.float32, copy=True) for p in exact_model.parameters()])
             self._load(self.weights[-1])
             with _exact_products():
                 self.exact.append(_results(exact_model, lambda *a: plain_loss(exact_model, *a), batch, 1.0))

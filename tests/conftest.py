@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,22 @@ def small_data(documentation_text, tmp_path_factory) -> PreparedData:
     return prepare_data(
         [str(documentation_text)], SMALL_DATA, out=tmp_path_factory.mktemp("prepared") / "small", progress=False
     )
+
+
+_proven: dict[str, set[str]] = defaultdict(set)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a worker's tests have proven."""
+    for kind, kernels in getattr(node, "workeroutput", {}).get("ran", {}).items():
+        _proven[kind].update(kernels)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line a proof of the simulator."""
+    own = sys.modules.get("tests.simulation.conftest")
+    for kind, kernels in getattr(own, "_ran", {}).items():
+        _proven[kind].update(kernels)
+    for kind in sorted(_proven):
+        terminalreporter.write_line(f"{kind}: {len(_proven[kind])} kernels")

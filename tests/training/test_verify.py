@@ -79,3 +79,15 @@ def test_a_loss_scale_is_taken_out_again(small_data, stand_in_kernels, monkeypat
     t = trainer(small_data, TRAINING)
     monkeypatch.setattr(t.precision, "scaler", torch.amp.GradScaler("cpu"))
     assert verify(t).fallen_back == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_16_bits(small_data, stand_in_kernels, monkeypatch, dtype):
+    """By autocast, as on a GPU; plain PyTorch errs there itself, and a kernel may err twice that and no more."""
+    t = trainer(small_data)
+    monkeypatch.setattr(t.precision, "dtype", dtype)
+    monkeypatch.setattr(t.precision, "scaler", torch.amp.GradScaler("cpu") if dtype == torch.float16 else None)
+    found = verify(t)
+    assert found.fallen_back == {} and 0.1 < found.worst_share <= 1
+    stand_in_kernels("geglu", "backward", lambda results: (results[0] * 1.1, *results[1:]))
+    assert list(verify(t).fallen_back) == ["geglu"]
