@@ -1,4 +1,4 @@
-"""What was proven: noted here and printed by ../conftest.py, so that a skipped kernel does not pass for a proven one."""
+"""What was proven: noted here and printed by ../conftest.py; a skipped kernel is not to pass for a proven one."""
 
 from __future__ import annotations
 
