@@ -33,8 +33,9 @@ def stopwatches(
     problems = [operation.problem(device.torch, device.dtype, seed) for seed in range(copies(device, operation))]
     if compiled:
         torch.compiler.reset()
+        once = torch.compile(problems[0].functions["eager"], dynamic=False)  # the others' inputs are like the first's
         for problem in problems:
-            problem.functions[peers.COMPILED] = torch.compile(problem.functions["eager"], dynamic=False)
+            problem.functions[peers.COMPILED] = once
     made = {}
     for who in problems[0].functions:
         calls = [getattr(problem, direction)(who) for problem in problems]
