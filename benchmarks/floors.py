@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,11 +44,12 @@ class Floors:
         ]
 
     def hold(self, name: str, measure: Callable[[], Ratios], ceilings: Ratios | None = None) -> Ratios:
-        """Measure; again, up to ``ATTEMPTS`` times, while a floor or a ceiling is exceeded. TooSlow if it always is.
+        """Measure; go on measuring, up to ``ATTEMPTS`` times, while a floor or a ceiling is exceeded: then TooSlow.
 
-        A slower operation is slower every time, a disturbance is not. ``ceilings``: for machines without floors.
+        A slower operation stays slower, a disturbance passes. ``ceilings``: for machines without floors.
         """
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            time.sleep(attempt)  # what disturbs may pass
             ratios = measure()
             exceeded = self.exceeded(name, ratios)
             for peer, ceiling in (ceilings or {}).items():

@@ -10,11 +10,6 @@ from typing import Any
 import torch
 
 
-def compare(benchmark: Any, ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> float:
-    """As :func:`compare_all`, for eager PyTorch alone."""
-    return compare_all(benchmark, ours, {"eager": peer}, rounds)["eager"]
-
-
 def compare_all(
     benchmark: Any,
     ours: Callable[[], object],

@@ -16,6 +16,11 @@ from benchmarks.results import FOLDER, BadFolder, read
 
 OURS, REFERENCE, PEERS = "#1f5fa8", "#b9c3cf", ("#d2642a", "#5f6b78", "#8d99a6", "#3f8f6b", "#b0873b")
 TITLES = {"attention": "Attention and rotary embedding", "rows": "LayerNorm, GELU, GEGLU", "loss": "Masked-LM loss"}
+LEGEND = (
+    "Medians of rounds in which all implementers take turns; a ratio is the median of those within a round. Share of "
+    "the floor: the least time that the compulsory bytes and the products take at the measured rates, over our time. A "
+    "step is forward and backward together; a backward of its own is their difference."
+)
 Row = dict[str, Any]
 
 
@@ -105,10 +110,7 @@ def markdown(machine: Row, rows: list[Row], pictures: dict[str, Path]) -> str:
         if family in pictures:
             lines += [f"![{title}]({pictures[family].name})", ""]
         lines += table(found)
-    lines += ["Medians of rounds in which all implementers take turns; a ratio is the median of those within a round. "
-              "Share of the floor: the least time that the compulsory bytes and the products take at the measured rates, "
-              "over our time. A step is forward and backward together; a backward of its own is their difference.", ""]  # fmt: skip
-    return "\n".join(lines)
+    return "\n".join([*lines, LEGEND, ""])
 
 
 def training(rows: list[Row]) -> list[str]:
@@ -117,8 +119,8 @@ def training(rows: list[Row]) -> list[str]:
     for row in rows:
         if row.get("kind") != "training":
             continue
-        lines += [f"## Training {row['recipe']}", "", "| | tokens/s | of the measured product rate | our time / theirs |",
-                  "|---|---|---|---|"]  # fmt: skip
+        lines += [f"## Training {row['recipe']}", ""]
+        lines += ["| | tokens/s | of the measured product rate | our time / theirs |", "|---|---|---|---|"]
         for who, rate in row["tokens_per_second"].items():
             ratio = f"{row['ratios'][who]:.3f}" if who in row["ratios"] else ""
             lines.append(f"| {who} | {rate:,.0f} | {100 * row['model_flops_utilization'][who]:.1f} % | {ratio} |")
@@ -133,10 +135,17 @@ def table(rows: list[Row]) -> list[str]:
     lines.append("|" + "---|" * (5 + len(peers)))
     for row in rows:
         ratios = [f"{row['ratios'][peer]:.3f}" if peer in row["ratios"] else "" for peer in peers]
-        cells = [row["operation"], f"{row['tokens']} x {row['width']}", row["direction"],
-                 f"{1e3 * row['seconds']['ours']:.3f}", f"{100 * row.get('share_of_floor', 0):.0f} %", *ratios]  # fmt: skip
+        figures = f"{1e3 * row['seconds']['ours']:.3f}", f"{100 * row.get('share_of_floor', 0):.0f} %"
+        cells = [row["operation"], f"{row['tokens']} x {row['width']}", row["direction"], *figures, *ratios]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def number(value: Any) -> str:
+    """For a table."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ import torch
 
 FILE = "results.jsonl"
 FOLDER = Path(__file__).with_name("results")
+RATES = ("copy_bytes_per_second", "gemm_flops_per_second")
 PACKAGES = ("triton", "liger-kernel", "flash-attn")
 
 
@@ -82,6 +83,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         machine, *rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         if machine.pop("kind") != "machine" or "name" not in machine:
             raise ValueError("the first line is not the machine's")
+        machine["dtype"], *(machine["ceilings"][rate] / 1 for rate in RATES)
         for row in rows:
             row["name"], row["direction"], row["family"], row["seconds"]["ours"], row["ratios"].items()
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:

@@ -29,7 +29,6 @@ SHAPES = (Shape(16384, 768, VOCAB),) if ON_A_CARD else (Shape(TOKENS, 256, VOCAB
 # Slower than this against eager is a regression on any machine; room for a noisy one included.
 CEILING = {"attention": 1.7, "rows": 1.7, "loss": 1.3}
 RECOMPUTE_CEILING = 1.9  # the logits twice
-ROUNDS = {"attention": 15, "rows": 51, "loss": 4}
 # What a compiler can fuse, at one width: the rest is products
 COMPILED = ("rotary", "layer_norm", "add_layer_norm", "layer_norm_gelu", "gelu_layer_norm", "geglu")
 
@@ -68,8 +67,7 @@ def measure(operation, device, floors, benchmark) -> dict[str, tuple[dict, dict]
     found = {}
     for direction in ("step", "forward") if ON_A_CARD else ("step",):
         watches = timing.stopwatches(device, operation, direction, compiled=compiled)
-        rounds = ROUNDS[operation.family]
-        taken = timing.Measurement(watches, rounds, benchmark if direction == "step" else None)
+        taken = timing.Measurement(watches, benchmark if direction == "step" else None)
         ratios = floors.hold(f"{operation} {direction}", taken, None if ON_A_CARD else {"eager": ceiling})
         found[direction] = timing.medians(taken.samples), ratios
     if "forward" in found:

@@ -16,7 +16,7 @@ from cramming_train.recipes import default_recipe, get_recipe
 
 ON_A_CARD = torch.cuda.is_available()
 MICRO_BATCHES = 8 if ON_A_CARD else 1
-ROUNDS = 11 if ON_A_CARD else 5
+SECONDS = 10.0
 CEILING = 1.2  # on a CPU, of plain PyTorch's time
 
 
@@ -24,7 +24,7 @@ CEILING = 1.2  # on a CPU, of plain PyTorch's time
 def test_training_step(benchmark, device, floors, ceilings, results):
     recipe = get_recipe(default_recipe(device.torch.type))
     watches = {who: device.stopwatch([call], capture=False) for who, call in steps(recipe, device).items()}
-    taken = timing.Measurement(watches, ROUNDS, benchmark)
+    taken = timing.Measurement(watches, benchmark, SECONDS)
     ratios = floors.hold(f"training {recipe.name}", taken, None if ON_A_CARD else {"plain PyTorch": CEILING})
     seconds = timing.medians(taken.samples)
     rates = {who: training.tokens_a_step(recipe, MICRO_BATCHES) / each for who, each in seconds.items()}

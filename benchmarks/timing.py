@@ -14,6 +14,7 @@ from benchmarks.operations import Operation
 
 OURS = "ours"
 MOST_COPIES = 16
+SECONDS, ROUNDS = 3.0, (4, 1001)  # of an attempt, all implementers together; at least and at most so many rounds
 Samples = dict[str, list[float]]
 
 
@@ -32,8 +33,9 @@ def stopwatches(
     problems = [operation.problem(device.torch, device.dtype, seed) for seed in range(copies(device, operation))]
     if compiled:
         torch.compiler.reset()
+        once = torch.compile(problems[0].functions["eager"], dynamic=False)  # the others' inputs are like the first's
         for problem in problems:
-            problem.functions[peers.COMPILED] = torch.compile(problem.functions["eager"], dynamic=False)
+            problem.functions[peers.COMPILED] = once
     made = {}
     for who in problems[0].functions:
         calls = [getattr(problem, direction)(who) for problem in problems]
@@ -90,13 +92,19 @@ def difference(step: dict[str, float], forward: dict[str, float]) -> tuple[dict[
 
 
 class Measurement:
-    """Called, measures and returns the ratios; the first time through pytest-benchmark, whose fixture takes one."""
+    """Called, measures and returns the ratios; called again, those of all samples so far.
 
-    def __init__(self, watches: dict[str, Stopwatch], rounds: int, benchmark: Any = None):
-        self.watches, self.rounds, self.benchmark = watches, rounds, benchmark
-        self.samples: Samples = {}
+    The first time through pytest-benchmark, whose fixture measures once.
+    """
+
+    def __init__(self, watches: dict[str, Stopwatch], benchmark: Any = None, seconds: float = SECONDS):
+        self.watches, self.benchmark = watches, benchmark
+        self.samples: Samples = {who: [] for who in watches}
+        one_turn = sum(watch() for watch in watches.values()) and sum(watch() for watch in watches.values())
+        self.rounds = min(max(int(seconds / max(one_turn, 1e-9)), ROUNDS[0]), ROUNDS[1])
 
     def __call__(self) -> dict[str, float]:
-        self.samples = in_turn(self.watches, self.rounds, self.benchmark)
+        for who, taken in in_turn(self.watches, self.rounds, self.benchmark).items():
+            self.samples[who] += taken
         self.benchmark = None
         return ratios(self.samples)

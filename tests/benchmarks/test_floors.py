@@ -9,6 +9,11 @@ from benchmarks import devices, floors
 from benchmarks.floors import ALLOWANCE, ATTEMPTS, Floors, TooSlow
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(floors.time, "sleep", lambda seconds: None)
+
+
 def given(*measured):
     """A measurement that gives these ratios in turn, then the last."""
     left = list(measured)
