@@ -72,8 +72,8 @@ def measure(operation, device, floors, benchmark) -> dict[str, tuple[dict, dict]
     return found
 
 
-# Of the time of the three products alone, and of eager's, which depends on whether its half gigabyte of logits is memory
-# that the process has already: no committed ratio holds for that
+# Of the time of the three products alone, and of eager's, which depends on whether its half gigabyte of logits is
+# memory that the process has already: no committed ratio holds for that
 EVERY_ROW_CEILING = {"products": 1.2, "eager": 1.1}
 
 
