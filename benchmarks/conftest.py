@@ -70,15 +70,6 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def one_thread():
-    """So that processor time is the time it takes, and what other programs take does not count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pytest_terminal_summary(terminalreporter, config):
     """What was measured: calls, ratios, counted kernels; then the files that were written."""
     line = terminalreporter.write_line

@@ -1,12 +1,10 @@
 """A fifth more time in any operation of the CPU makes its benchmark fail.
 
-Where this machine has committed floors they are held, else the ratios of a moment ago. The operations are slowed where
-the benchmark finds them: each takes a fifth more of its own time, in both directions.
+The floors are the ratios of a moment ago, of the same inputs. The operations are slowed where the benchmark finds them:
+each takes a fifth more of its own time, in both directions.
 """
 
 import importlib
-import shutil
-import statistics
 import time
 
 import pytest
@@ -14,7 +12,7 @@ import torch
 
 from benchmarks import devices, timing
 from benchmarks import floors as floors_of
-from benchmarks.floors import FOLDER, Floors, TooSlow, store
+from benchmarks.floors import Floors, TooSlow
 from benchmarks.operations import Operation, Shape, operations
 from benchmarks.test_operations import ON_A_CARD
 from cramkernels import dispatch
@@ -64,21 +62,15 @@ def slow(monkeypatch):
     dispatch._implementation.cache_clear()
 
 
-def measurement(operation, processor):
-    return timing.Measurement(timing.stopwatches(processor, operation), seconds=SECONDS)
-
-
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 def test_a_fifth_more_time_fails(operation, processor, slow, tmp_path, monkeypatch):
     monkeypatch.setattr(floors_of.time, "sleep", lambda seconds: None)
-    name = f"{operation} step"
-    if (committed := FOLDER / f"{devices.key(processor)}.json").exists():
-        shutil.copy(committed, tmp_path)
-    else:
-        measure = measurement(operation, processor)
-        store(tmp_path / committed.name, {name: {"eager": statistics.median(measure()["eager"] for _ in range(3))}})
-    floors = Floors(devices.key(processor), tmp_path)
-    floors.hold(name, measurement(operation, processor))
+    watches = timing.stopwatches(processor, operation)
+    floors = Floors("here", tmp_path)
+    floors.hold(str(operation), timing.Measurement(watches, seconds=SECONDS))
+    floors.write()
+    floors = Floors("here", tmp_path)
+    floors.hold(str(operation), timing.Measurement(watches, seconds=SECONDS))
     slow(operation)
     with pytest.raises(TooSlow, match=f"{operation.name}.* x eager's time, committed .*, allowed"):
-        floors.hold(name, measurement(operation, processor))
+        floors.hold(str(operation), timing.Measurement(watches, seconds=SECONDS))
