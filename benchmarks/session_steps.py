@@ -33,7 +33,7 @@ def steps(folder: Path, minutes: float, data: str) -> list[Step]:
         Step("info", "what serves which operation here", (*python, "cramkernels.info"), 0.01),
         Step(
             "kernel-tests", "every operation and backend against fp64",
-            (*python, "pytest", "tests/gpu", "-q", "-p", "no:cacheprovider"), 0.22,
+            (*python, "pytest", "tests/gpu", "-q", "-n", "0", "-p", "no:cacheprovider"), 0.22,
         ),
         Step("tune", "launch configurations of attention in Triton", (*python, "cramkernels.tune"), 0.15),
         Step(

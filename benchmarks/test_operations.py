@@ -13,12 +13,10 @@ import time
 
 import pytest
 import torch
-from torch.nn import functional
 
-import cramkernels
 from benchmarks import ceilings as ceilings_of
 from benchmarks import timing
-from benchmarks.operations import Operation, Problem, Shape, operations
+from benchmarks.operations import Operation, Shape, operations
 
 TOKENS, VOCAB = 4096, 32768
 ON_A_CARD = torch.cuda.is_available()
@@ -70,35 +68,3 @@ def measure(operation, device, floors, benchmark) -> dict[str, tuple[dict, dict]
     if "forward" in found:
         found["backward"] = timing.difference(found["step"][0], found["forward"][0])
     return found
-
-
-# Of the time of the three products alone, and of eager's, which depends on whether its half gigabyte of logits is
-# memory that the process has already: no committed ratio holds for that
-EVERY_ROW_CEILING = {"products": 1.2, "eager": 1.1}
-
-
-@pytest.mark.skipif(ON_A_CARD, reason="of the CPU")
-@pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("width", [256, pytest.param(768, marks=pytest.mark.exhaustive)])
-def test_mlm_loss_of_every_row(benchmark, width, device, floors):
-    hidden = torch.randn(TOKENS, width, requires_grad=True)
-    weight = (torch.randn(VOCAB, width) * 0.02).requires_grad_()
-    labels = torch.randint(VOCAB, (TOKENS,))
-    logits, dhidden, dweight = torch.empty(TOKENS, VOCAB), torch.empty(TOKENS, width), torch.empty(VOCAB, width)
-
-    @torch.no_grad()
-    def products() -> None:
-        torch.mm(hidden, weight.t(), out=logits)
-        torch.mm(logits, weight, out=dhidden)
-        torch.mm(logits.t(), hidden, out=dweight)
-
-    problem = Problem((hidden, weight), {
-        "ours": lambda h, w: cramkernels.mlm_loss(h, w, labels).loss,
-        "eager": lambda h, w: functional.cross_entropy(functional.linear(h, w), labels),
-    })  # fmt: skip
-    calls = {"ours": problem.step("ours"), "eager": problem.step("eager"), "products": products}
-    taken = timing.Measurement({who: device.stopwatch([call]) for who, call in calls.items()}, benchmark)
-    name = f"mlm_loss of every row {TOKENS}x{width}"
-    floors.hold(name, lambda: {"products": taken()["products"]}, {"products": EVERY_ROW_CEILING["products"]})
-    benchmark.extra_info["ratio_to_peer"] = ratios = timing.ratios(taken.samples)
-    assert ratios["eager"] < EVERY_ROW_CEILING["eager"]

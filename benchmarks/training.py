@@ -1,29 +1,21 @@
-"""A training step of cramming_train, and the same step with plain PyTorch in the place of every operation of ours.
-
-Both are the same trainer on the same model: masking, blocks, optimizer and clipping are the same code.
-"""
+"""A training step of cramming_train, and what makes the same step one of plain PyTorch."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from unittest import mock
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from cramkernels import MLMLoss
 from cramming_train.distributed import World
 from cramming_train.engine import Trainer
 from cramming_train.loader import RowStream
-from cramming_train.model import build_model, flops_per_token
+from cramming_train.model import MaskedLM, build_model, flops_per_token
+from cramming_train.model.plain import plain_loss
 from cramming_train.precision import Precision
 from cramming_train.recipes import Recipe
-
-MODEL_MODULES = ("block", "embedding", "encoder", "masked_lm")
 
 
 class RandomRows:
@@ -71,51 +63,12 @@ def flops_a_token(recipe: Recipe) -> float:
     return flops_per_token(recipe.architecture, recipe.data.vocab_size, recipe.data.row_length, rate)
 
 
-@contextmanager
-def plain_pytorch() -> Iterator[None]:
-    """Within this context the model calls torch's own functions instead of ours."""
-    instead = {
-        "layer_norm": _layer_norm, "add_layer_norm": _add_layer_norm, "attention": _attention, "geglu": _geglu,
-        "mlm_loss": _mlm_loss,
-    }  # fmt: skip
-    patched = []
-    try:
-        for name in MODEL_MODULES:
-            module = importlib.import_module(f"cramming_train.model.{name}")
-            for operation, function in instead.items():
-                if hasattr(module, operation):
-                    patched.append(mock.patch.object(module, operation, function))
-                    patched[-1].start()
-        yield
-    finally:
-        for patch in patched:
-            patch.stop()
+def plain_forward(model: MaskedLM) -> Callable[..., MLMLoss]:
+    """The model's loss in plain PyTorch, for a trainer's ``forward``; hits are not counted."""
 
+    def forward(*arguments, dropout_seed=None, grad_scale=None) -> MLMLoss:
+        loss = plain_loss(model, *arguments)
+        nothing = torch.zeros((), dtype=torch.int64, device=loss.device)
+        return MLMLoss(loss, loss.detach() * 0, nothing, nothing)
 
-def _layer_norm(x, weight, bias=None, *, eps):
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
-def _add_layer_norm(x, residual, weight, bias=None, *, eps):
-    total = x + residual
-    return F.layer_norm(total, total.shape[-1:], weight, bias, eps), total
-
-
-def _attention(qkv, cu_seqlens, max_seqlen, *, rope=None, window=None):
-    """Of rows that are all full, without rotary embedding and window: crammed-bert's."""
-    assert rope is None and window is None and qkv.shape[0] == (cu_seqlens.shape[0] - 1) * max_seqlen
-    _, _, heads, width = qkv.shape
-    q, k, v = qkv.view(-1, max_seqlen, 3, heads, width).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, heads, width)
-
-
-def _geglu(x, *, gate="second"):
-    first, second = x.chunk(2, dim=-1)
-    return first * F.gelu(second) if gate == "second" else F.gelu(first) * second
-
-
-def _mlm_loss(hidden, weight, labels, *, bias=None, grad_scale=None):
-    logits = F.linear(hidden, weight, bias)
-    loss = F.cross_entropy(logits.float(), labels)
-    correct = (logits.detach().argmax(dim=1) == labels).sum()
-    return MLMLoss(loss, loss.detach().new_zeros(()), torch.tensor(labels.shape[0], device=labels.device), correct)
+    return forward
