@@ -30,6 +30,10 @@ ON_ONE_OR_TWO_THREADS = pytest.mark.parametrize("threads", [1, pytest.param(2, m
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU; test_training.py has the card's")
 
 
+def in_words(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
 class Process:
     """A contender, waiting for its turn."""
 
@@ -92,8 +96,8 @@ def test_training(benchmark, threads, results):
     }  # fmt: skip
     benchmark.extra_info.update(figures)
     results.add(
-        kind="training", name=f"training {RECIPE.name}, {threads} thread{"s" * (threads > 1)}", direction="step", family="training",
-        recipe=f"{RECIPE.name}, {threads} thread{'s' * (threads > 1)}", seconds=medians, **figures,
+        kind="training", name=f"training {RECIPE.name}, {in_words(threads)}", direction="step", family="training",
+        recipe=f"{RECIPE.name}, {in_words(threads)}", seconds=medians, **figures,
     )  # fmt: skip
     for name in LEAST:  # the same training: what is compared is time alone
         assert losses[name] == pytest.approx(losses["ours"], rel=2e-3)
@@ -110,7 +114,7 @@ def test_mlm_loss_of_every_row(benchmark, width, threads, results):
     ratios = {peer: round(seconds["ours"] / seconds[peer], 4) for peer in who[1:]}
     benchmark.extra_info.update(ratios=ratios)
     results.add(
-        kind="operation", name=f"mlm_loss of every row {LOSS_ROWS}x{width}, {threads} thread{"s" * (threads > 1)}", direction="step",
+        kind="operation", name=f"mlm_loss of every row {LOSS_ROWS}x{width}, {in_words(threads)}", direction="step",
         operation="mlm_loss of every row", family="loss", tokens=LOSS_ROWS, width=width, seconds=seconds, ratios=ratios,
         share_of_floor=round(seconds["products"] / seconds["ours"], 4),
     )  # fmt: skip
