@@ -1,8 +1,8 @@
-// Attention of sequences of any length: keys and values are streamed past a CTA's 128 queries in blocks, and softmax keeps
-// a running maximum (Milakov and Gimelshein 2018; Dao et al. 2022).
+// Attention of sequences of any length: keys and values are streamed past a CTA's 128 queries in blocks, and softmax
+// keeps a running maximum (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
-// A warp owns 32 queries, so that what it loads of keys and values from shared memory serves two products each: with 16,
-// loading takes longer than multiplying. Of wide heads registers hold no more than 16.
+// A warp owns 32 queries, so that what it loads of keys and values from shared memory serves two products each: with
+// 16, loading takes longer than multiplying. Of wide heads registers hold no more than 16.
 #pragma once
 
 #include "band.cuh"
@@ -67,10 +67,12 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
             if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
             to_fragments<D>(pieces, h, fragments[m]);
         }
+    // Lower than any score, but a number: of a query that has seen no key, probabilities are 0
+    constexpr float kLowest = -3e38f;
     const float factor = a.scale * kLog2E, infinity = __int_as_float(0x7f800000);
     float highest[kTall][2], sum[kTall][2] = {}, out[kTall][D / 8][4] = {};
 #pragma unroll
-    for (int m = 0; m < kTall; ++m) highest[m][0] = highest[m][1] = -infinity;
+    for (int m = 0; m < kTall; ++m) highest[m][0] = highest[m][1] = kLowest;
 #pragma unroll 1
     for (int buffer = 0; block < band.high; block += kKeys, buffer ^= 1) {
         wait_copies<0>();
@@ -136,14 +138,13 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
                 for (int j = 0; j < kTiles; ++j)
                     higher = fmaxf(higher, fmaxf(score[m][j][2 * h], score[m][j][2 * h + 1]));
                 higher = quad_max(higher);
-                const float base = higher == -infinity ? 0.0f : higher;  // it has seen no key: its probabilities are 0
-                const float correction = fast_exp2(highest[m][h] - base);
+                const float correction = fast_exp2(highest[m][h] - higher);
                 highest[m][h] = higher, sum[m][h] *= correction;
 #pragma unroll
                 for (int j = 0; j < kTiles; ++j)
 #pragma unroll
                     for (int c = 2 * h; c < 2 * h + 2; ++c)
-                        sum[m][h] += score[m][j][c] = fast_exp2(score[m][j][c] - base);
+                        sum[m][h] += score[m][j][c] = fast_exp2(score[m][j][c] - higher);
 #pragma unroll
                 for (int d = 0; d < D / 8; ++d) out[m][d][2 * h] *= correction, out[m][d][2 * h + 1] *= correction;
             }
