@@ -1,4 +1,7 @@
-"""CUDA attention of sequences of any length, in 16 bits and in fp32, and rotary: every check, the 2x error rule."""
+"""CUDA attention of sequences of any length, in 16 bits and in fp32, and rotary: every check, the 2x error rule.
+
+Backwards of at most 512 tokens, which have kernels of their own (test_attention_mid_cuda.py), go the long way here.
+"""
 
 import pytest
 import torch
@@ -44,6 +47,11 @@ CASES = [
     AttentionCase("attention", BF16, lengths=(3,) * 50 + (200,) + (1,) * 40, heads=1, head_dim=64, **ALL_OPTIONS),
     AttentionCase("attention", BF16, lengths=(256, 1000), heads=1, head_dim=32, rope=True, options=(("window", 64),)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_mid(monkeypatch):
+    monkeypatch.setattr(cuda_attention, "MID_TOKENS", -1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
