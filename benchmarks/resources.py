@@ -119,7 +119,7 @@ def _launch_what_asks() -> None:
     one = torch.tensor([0, 1], dtype=torch.int32)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for head_dim in attention.HEAD_DIMS:
-            for longest in (1, attention.SHORT_TOKENS + 1):
+            for longest in (1, attention.SHORT_TOKENS + 1, attention.MID_TOKENS + 1):
                 qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
                 cramkernels.attention(qkv, one, longest).sum().backward()
         _loss(dtype, LONGEST_ROW, "chunked")

@@ -18,8 +18,8 @@ MINIMUM_DRIVER = 13000  # as CUDA counts versions: a binary of nvcc 13 needs dri
 ENTRY_POINTS = (
     "ck_norm_forward", "ck_norm_backward", "ck_norm_reduce", "ck_geglu_forward", "ck_geglu_backward",
     "ck_attention_short_forward", "ck_attention_short_backward", "ck_attention_long_forward",
-    "ck_attention_long_backward", "ck_attention_fp32_forward", "ck_attention_fp32_backward",
-    "ck_rotary",
+    "ck_attention_long_backward", "ck_attention_mid_backward", "ck_attention_fp32_forward",
+    "ck_attention_fp32_backward", "ck_rotary",
     "ck_loss_count", "ck_loss_rows", "ck_loss_tiles", "ck_loss_combine", "ck_loss_slice", "ck_loss_finish",
 )  # fmt: skip
 

@@ -53,9 +53,10 @@ struct ck_reduce_args {
 // [tokens, heads, head_dim], lse [heads, tokens]; sequence b is tokens cu_seqlens[b] to cu_seqlens[b + 1].
 // cos, sin [.., head_dim / 2] rotate queries and keys, null: no rotation. key_mask [tokens]: keys that may be seen, null:
 // all. window: -1 for none. The short kernels are for sequences of at most 128 tokens and 16-bit types; the forward takes
-// `warps` a CTA, up to 8, and the backward reads qkv, grad and lse. The long kernels are for any length and 16-bit types, the
-// fp32 ones for any length and fp32; their backwards read out as well, and leave rowsum(grad * out) in delta
-// [heads, tokens].
+// `warps` a CTA, up to 8, and the backward reads qkv, grad and lse. The mid backward is for sequences of at most 512
+// tokens, 16-bit types and head_dim up to 64, from sm_80 on. The long kernels are for any length and 16-bit types, the fp32
+// ones for any length and fp32; their backwards leave rowsum(grad * out) in delta [heads, tokens], and read out, as does
+// the mid one.
 struct ck_attention_args {
     const void *qkv, *grad;
     const float *cos, *sin;
@@ -132,6 +133,7 @@ CK_API int ck_attention_fp32_forward(const ck_attention_args *args, void *stream
 CK_API int ck_attention_fp32_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_forward(const ck_attention_args *args, void *stream);
 CK_API int ck_attention_long_backward(const ck_attention_args *args, void *stream);
+CK_API int ck_attention_mid_backward(const ck_attention_args *args, void *stream);
 CK_API int ck_rotary(const ck_rotary_args *args, void *stream);
 CK_API int ck_loss_count(const ck_loss_args *args, void *stream);
 CK_API int ck_loss_rows(const ck_loss_args *args, void *stream);

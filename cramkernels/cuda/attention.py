@@ -1,6 +1,6 @@
 """Attention and rotary embedding in CUDA C++: outputs are allocated here, kernels are in csrc/.
 
-:func:`path` says which kernels serve what; the rest goes to the reference.
+:func:`path` and :func:`backward_path` say which kernels serve what; the rest goes to the reference.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from cramkernels.reference import attention as reference
 from cramkernels.reference.philox import keep_threshold
 
 HEAD_DIMS = (32, 64, 128)
-SHORT_TOKENS = 128
+SHORT_TOKENS, MID_TOKENS = 128, 512
 FORWARD_WARPS = 8  # of a CTA of the short forward; fewer would take more turns
 
 
 def path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
-    """The kernels for these tensors: "short", "long", "fp32", or None.
+    """The forward's kernels for these tensors: "short", "long", "fp32", or None.
 
     The short ones hold whole sequences, of at most 128 tokens; on sm_75, with its 64 KB of shared memory, of head dims
     up to 64. sm_75 does not multiply bf16.
@@ -32,6 +32,17 @@ def path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
     if small and qkv.dtype == torch.bfloat16:
         return None
     return "short" if max_seqlen <= SHORT_TOKENS and not (small and head_dim > 64) else "long"
+
+
+def backward_path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
+    """Those of the backward: as of the forward, and "mid".
+
+    The mid ones hold half of a sequence of at most 512 tokens, of head dims up to 64. sm_75 has neither the shared
+    memory nor the asynchronous copies that they need.
+    """
+    served_by = path(qkv, max_seqlen)
+    mid = max_seqlen <= MID_TOKENS and qkv.shape[3] <= 64 and capability(qkv.device) >= (8, 0)
+    return "mid" if served_by == "long" and mid else served_by
 
 
 def attention_forward(
@@ -55,13 +66,13 @@ def attention_backward(
     grad, qkv, out, lse, cu_seqlens, max_seqlen: int, cos, sin, key_mask, window, scale, dropout_p, seed
 ):
     """dqkv [T, 3, H, D]."""
-    served_by = path(qkv, max_seqlen)
+    served_by = backward_path(qkv, max_seqlen)
     if served_by is None:
         return reference.attention_backward(
             grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
     dqkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    delta = None if served_by == "short" else torch.empty_like(lse)
+    delta = torch.empty_like(lse) if served_by in ("long", "fp32") else None
     _call(f"ck_attention_{served_by}_backward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
           grad=grad, out=out, lse=lse, delta=delta, dqkv=dqkv)  # fmt: skip
     return dqkv

@@ -75,7 +75,7 @@ __device__ __forceinline__ void find_band(const ck_attention_args &a, int cta, i
     __syncthreads();
 }
 
-// What 16 rows see together, any of them and all of them: the blocks to skip, and those to take whole.
+// What a warp's rows see together, any of them and all of them: the blocks to skip, and those to take whole.
 struct Reach {
     int low, high, all_low, all_high;
 
@@ -85,35 +85,48 @@ struct Reach {
     }
 };
 
-// Of the 16 tokens of each warp, which alone reads it. `shown`: as for Band::sight.
-__device__ __forceinline__ void find_reach(const ck_attention_args &a, const Band &band, const uint8_t *shown,
-                                           Reach *reach) {
+// Of the ROWS tokens of this warp. `shown`: as for Band::sight.
+template <int ROWS>
+__device__ __forceinline__ Reach reach_of(const ck_attention_args &a, const Band &band, const uint8_t *shown) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const Sight sight = band.sight(a, band.tile + 16 * warp + lane % 16, shown);
+    const Sight sight = band.sight(a, band.tile + ROWS * warp + lane % ROWS, shown);
     Reach found = {sight.low, sight.high, sight.low, sight.high};
 #pragma unroll
-    for (int i = 1; i < 16; i *= 2) {
+    for (int i = 1; i < ROWS; i *= 2) {
         found.low = min(found.low, __shfl_xor_sync(0xffffffffu, found.low, i));
         found.high = max(found.high, __shfl_xor_sync(0xffffffffu, found.high, i));
         found.all_low = max(found.all_low, __shfl_xor_sync(0xffffffffu, found.all_low, i));
         found.all_high = min(found.all_high, __shfl_xor_sync(0xffffffffu, found.all_high, i));
     }
-    if (lane == 0) reach[warp] = found;
+    return found;
+}
+
+// Of the 16 tokens of each warp, which alone reads it.
+__device__ __forceinline__ void find_reach(const ck_attention_args &a, const Band &band, const uint8_t *shown,
+                                           Reach *reach) {
+    const Reach found = reach_of<16>(a, band, shown);
+    if (threadIdx.x % 32 == 0) reach[threadIdx.x / 32] = found;
     __syncwarp();
 }
 
 // Tokens `first` .. first + ROWS - 1 of a matrix to a tile, zeros for those outside [low, high). A thread copies pieces of
-// columns c and c + D / 2, which rotate_tokens, called by the same threads, needs together.
+// columns c and c + D / 2, which rotate_tokens, called by the same threads, needs together; from one of its rows to the
+// next only addresses move on.
 template <typename T, int D, int ROWS, int THREADS>
 __device__ __forceinline__ void copy_tokens(uint4 *tile, const T *matrix, int64_t step, int first, int low, int high) {
-    constexpr int kPairs = D / 16;
-#pragma unroll 1
-    for (int i = fresh_thread(); i < ROWS * kPairs; i += THREADS) {
-        const int row = i / kPairs, piece = i % kPairs, token = first + row;
+    constexpr int kPairs = D / 16, kPass = THREADS / kPairs;  // kPass: rows at a time
+    static_assert(kPass % 8 == 0);                            // so that all of a thread's are permuted alike
+    const int thread = fresh_thread(), row = thread / kPairs, piece = thread % kPairs;
+    const int place = Tile<D>::place(row, piece);
+    int token = first + row;
+    const T *from = matrix + token * step + 8 * piece;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += kPass, token += kPass, from += kPass * step) {
+        if (ROWS % kPass && i + row >= ROWS) break;
         const bool valid = token >= low && token < high;
-        const T *const from = matrix + (valid ? token : low) * step + 8 * piece;
-        copy_async(tile + Tile<D>::place(row, piece), from, valid);
-        copy_async(tile + Tile<D>::place(row, piece + kPairs), from + D / 2, valid);
+        const T *const piece_from = valid ? from : matrix;
+        copy_async(tile + place + i * (D / 8), piece_from, valid);
+        copy_async(tile + (place ^ kPairs) + i * (D / 8), piece_from + D / 2, valid);
     }
 }
 

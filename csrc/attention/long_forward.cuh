@@ -1,5 +1,8 @@
-// Attention of sequences of any length: each warp owns 16 queries, keys and values are streamed past eight warps in
-// blocks, and softmax keeps a running maximum (Milakov and Gimelshein 2018; Dao et al. 2022).
+// Attention of sequences of any length: keys and values are streamed past a CTA's 128 queries in blocks, and softmax
+// keeps a running maximum (Milakov and Gimelshein 2018; Dao et al. 2022).
+//
+// A warp owns 32 queries, so that what it loads of keys and values from shared memory serves two products each: with
+// 16, loading takes longer than multiplying. Of wide heads registers hold no more than 16.
 #pragma once
 
 #include "band.cuh"
@@ -10,16 +13,12 @@ namespace ck {
 
 template <int D>
 struct LongForward {
-    static constexpr int kWarps = 8, kThreads = 32 * kWarps, kRows = 16 * kWarps, kKeys = D > 64 ? 32 : 64;
-#if __CUDA_ARCH__ == 750
-    static constexpr int kResident = D > 32 ? 1 : 2;  // CTAs of a multiprocessor that shared memory has room for
-#else
-    static constexpr int kResident = D > 64 ? 1 : 2;
-#endif
+    static constexpr int kTall = D > 64 ? 1 : 2;  // a warp's tiles of 16 queries
+    static constexpr int kRows = 128, kWarps = kRows / (16 * kTall), kThreads = 32 * kWarps, kKeys = 64;
+    static constexpr int kResident = kTall;  // CTAs of a multiprocessor: eight warps, by their registers
+    // Nothing else, so that two CTAs of 64 columns fit sm_75
     struct Memory {
         uint4 key[2][kKeys * D / 8], value[2][kKeys * D / 8];
-        Reach reach[kWarps];
-        Band band;
     };
 };
 
@@ -41,12 +40,11 @@ __device__ __forceinline__ uint32_t seen_keys(const Sight &sight, int key) {
 template <typename T, int D>
 __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     using L = LongForward<D>;
-    constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16;
+    constexpr int kKeys = L::kKeys, kTiles = kKeys / 8, kSteps = D / 16, kTall = L::kTall, kWords = kKeys / 32;
     extern __shared__ __align__(kTileAlignment) uint4 dynamic_memory[];
     auto &memory = *reinterpret_cast<typename L::Memory *>(dynamic_memory);
-    const Band &band = memory.band;
-    find_band(a, blockIdx.x, L::kRows, memory.band);
-    find_reach(a, band, nullptr, memory.reach);
+    const Band band(a, blockIdx.x, L::kRows);
+    const Reach reach = reach_of<16 * kTall>(a, band, nullptr);
     const int64_t width = static_cast<int64_t>(a.heads) * D, step = 3 * width;
     const auto copy_block = [&](int block, int buffer) {
         const T *const keys = static_cast<const T *>(a.qkv) + width + band.head * D;
@@ -57,33 +55,42 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
     int block = band.low & ~(kKeys - 1);
     if (block < band.high) copy_block(block, 0);
 
-    uint32_t fragments[kSteps][4];
+    uint32_t fragments[kTall][kSteps][4];
+    const int first = band.tile + threadIdx.x / 32 * 16 * kTall;  // the warp's queries
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        const int row = band.tile + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * h;
-        uint4 pieces[D / 32];
-        load_row<T, D>(static_cast<const T *>(a.qkv) + row * step + band.head * D, band.holds(row), pieces);
-        if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
-        to_fragments<D>(pieces, h, fragments);
-    }
+    for (int m = 0; m < kTall; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int row = first + 16 * m + threadIdx.x % 32 / 4 + 8 * h;
+            uint4 pieces[D / 32];
+            load_row<T, D>(static_cast<const T *>(a.qkv) + row * step + band.head * D, band.holds(row), pieces);
+            if (a.cos && !band.is_empty()) rotate_row<T, D>(a, row - band.sight(a, row).start, pieces);
+            to_fragments<D>(pieces, h, fragments[m]);
+        }
+    // Lower than any score, but a number: of a query that has seen no key, probabilities are 0
+    constexpr float kLowest = -3e38f;
     const float factor = a.scale * kLog2E, infinity = __int_as_float(0x7f800000);
-    float highest[2] = {-infinity, -infinity}, sum[2] = {}, out[D / 8][4] = {};
+    float highest[kTall][2], sum[kTall][2] = {}, out[kTall][D / 8][4] = {};
+#pragma unroll
+    for (int m = 0; m < kTall; ++m) highest[m][0] = highest[m][1] = kLowest;
 #pragma unroll 1
     for (int buffer = 0; block < band.high; block += kKeys, buffer ^= 1) {
         wait_copies<0>();
         if (a.cos) rotate_tokens<T, D, kKeys, L::kThreads>(a, band, memory.key[buffer], block, band.low, band.high);
         __syncthreads();  // this block has come, and the one before is done with
         if (block + kKeys < band.high) copy_block(block + kKeys, buffer ^ 1);
-        const int warp = fresh_thread() / 32, lane = fresh_lane(), g = lane / 4, t = lane % 4;
-        if (!memory.reach[warp].touches(block, kKeys)) continue;
+        const int lane = fresh_lane(), g = lane / 4, t = lane % 4;
+        if (!reach.touches(block, kKeys)) continue;
 
-        // Before the products, which need the registers, a lane draws for row lane / 2 of the warp's, half of the
-        // block's keys; quads ask for theirs
-        constexpr int kDrawn = kKeys / 2;
-        uint32_t kept = 0;
-        if (a.drop_threshold)
-            kept = kept_keys<kDrawn>(a, *a.seed, band.head, band.tile + 16 * warp + lane / 2, block + lane % 2 * kDrawn);
-        float score[kTiles][4] = {};
+        // Before the products, which need the registers: the lanes of a query, one or two, draw for the block's keys
+        uint32_t kept[kTall] = {};
+        if (a.drop_threshold) {
+#pragma unroll
+            for (int w = 0; w < kTall; ++w)
+                kept[w] = kept_keys<32>(a, *a.seed, band.head, first + lane * kTall / 2,
+                                        block + 32 * (kTall == 2 ? w : lane % 2));
+        }
+        float score[kTall][kTiles][4] = {};
         const uint32_t keys = Tile<D>::across(lane, memory.key[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2)
@@ -91,84 +98,106 @@ __device__ __forceinline__ void long_forward(const ck_attention_args &a) {
             for (int s = 0; s < kSteps; ++s) {
                 uint32_t b[4];
                 load_matrices(b, Tile<D>::at(keys, 8 * j, 2 * s));
-                mma<T>(score[j], fragments[s], b[0], b[1]);
-                mma<T>(score[j + 1], fragments[s], b[2], b[3]);
-            }
 #pragma unroll
-        for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-            for (int c = 0; c < 4; ++c) score[j][c] *= factor;
-        if (a.key_mask || !memory.reach[warp].covers(block, kKeys)) {
-            uint32_t shown[kKeys / 32];
-            shown_keys<kKeys>(a, block, band.high, shown);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const Sight sight = band.sight(a, band.tile + 16 * warp + g + 8 * h);
-#pragma unroll
-                for (int w = 0; w < kKeys / 32; ++w) {
-                    const uint32_t seen = (seen_keys(sight, block + 32 * w) & shown[w]) >> (2 * t);
-#pragma unroll
-                    for (int i = 0; i < 8; ++i) {
-                        float &x = score[4 * w + i / 2][2 * h + i % 2];
-                        x = seen >> (8 * (i / 2) + i % 2) & 1 ? x : -infinity;
-                    }
+                for (int m = 0; m < kTall; ++m) {
+                    mma<T>(score[m][j], fragments[m][s], b[0], b[1]);
+                    mma<T>(score[m][j + 1], fragments[m][s], b[2], b[3]);
                 }
             }
-        }
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            float higher = highest[h];
-#pragma unroll
-            for (int j = 0; j < kTiles; ++j) higher = fmaxf(higher, fmaxf(score[j][2 * h], score[j][2 * h + 1]));
-            higher = quad_max(higher);
-            const float base = higher == -infinity ? 0.0f : higher;  // it has seen no key: its probabilities are 0
-            const float correction = fast_exp2(highest[h] - base);
-            highest[h] = higher, sum[h] *= correction;
+        for (int m = 0; m < kTall; ++m)
 #pragma unroll
             for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-                for (int c = 2 * h; c < 2 * h + 2; ++c) sum[h] += score[j][c] = fast_exp2(score[j][c] - base);
+                for (int c = 0; c < 4; ++c) score[m][j][c] *= factor;
+        if (a.key_mask || !reach.covers(block, kKeys)) {
+            uint32_t shown[kWords];
+            shown_keys<kKeys>(a, block, band.high, shown);
 #pragma unroll
-            for (int d = 0; d < D / 8; ++d) out[d][2 * h] *= correction, out[d][2 * h + 1] *= correction;
-        }
-        if (a.drop_threshold) {
+            for (int m = 0; m < kTall; ++m)
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
+                for (int h = 0; h < 2; ++h) {
+                    const Sight sight = band.sight(a, first + 16 * m + g + 8 * h);
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const uint32_t bits = __shfl_sync(0xffffffffu, kept, 2 * (g + 8 * h) + half) >> (2 * t);
+                    for (int w = 0; w < kWords; ++w) {
+                        const uint32_t seen = (seen_keys(sight, block + 32 * w) & shown[w]) >> (2 * t);
 #pragma unroll
-                    for (int i = 0; i < kTiles; ++i) {
-                        float &x = score[kTiles / 2 * half + i / 2][2 * h + i % 2];
-                        x = bits >> (8 * (i / 2) + i % 2) & 1 ? x : 0.0f;
+                        for (int i = 0; i < 8; ++i) {
+                            float &x = score[m][4 * w + i / 2][2 * h + i % 2];
+                            x = seen >> (8 * (i / 2) + i % 2) & 1 ? x : -infinity;
+                        }
                     }
                 }
+        }
+#pragma unroll
+        for (int m = 0; m < kTall; ++m)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float higher = highest[m][h];
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j)
+                    higher = fmaxf(higher, fmaxf(score[m][j][2 * h], score[m][j][2 * h + 1]));
+                higher = quad_max(higher);
+                const float correction = fast_exp2(highest[m][h] - higher);
+                highest[m][h] = higher, sum[m][h] *= correction;
+#pragma unroll
+                for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+                    for (int c = 2 * h; c < 2 * h + 2; ++c)
+                        sum[m][h] += score[m][j][c] = fast_exp2(score[m][j][c] - higher);
+#pragma unroll
+                for (int d = 0; d < D / 8; ++d) out[m][d][2 * h] *= correction, out[m][d][2 * h + 1] *= correction;
+            }
+        if (a.drop_threshold) {
+#pragma unroll
+            for (int m = 0; m < kTall; ++m)
+#pragma unroll
+                for (int h = 0; h < 2; ++h)
+#pragma unroll
+                    for (int w = 0; w < kWords; ++w) {
+                        const int row = 16 * m + g + 8 * h, drawn_by = kTall == 2 ? row : 2 * row + w;
+                        const uint32_t word = __shfl_sync(0xffffffffu, kept[kTall == 2 ? w : 0], drawn_by);
+                        const uint32_t bits = word >> (2 * t);
+#pragma unroll
+                        for (int i = 0; i < 8; ++i) {
+                            float &x = score[m][4 * w + i / 2][2 * h + i % 2];
+                            x = bits >> (8 * (i / 2) + i % 2) & 1 ? x : 0.0f;
+                        }
+                    }
         }
         const uint32_t values = Tile<D>::along(lane, memory.value[buffer]);
 #pragma unroll
         for (int j = 0; j < kTiles; j += 2) {
-            const uint32_t p[4] = {pack2<T>(score[j][0], score[j][1]), pack2<T>(score[j][2], score[j][3]),
-                                   pack2<T>(score[j + 1][0], score[j + 1][1]),
-                                   pack2<T>(score[j + 1][2], score[j + 1][3])};
+            uint32_t p[kTall][4];
+#pragma unroll
+            for (int m = 0; m < kTall; ++m)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    p[m][i] = pack2<T>(score[m][j + i / 2][i % 2 * 2], score[m][j + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
             for (int d = 0; d < D / 8; d += 2) {
                 uint32_t b[4];
                 load_matrices_transposed(b, Tile<D>::at(values, 8 * j, d));
-                mma<T>(out[d], p, b[0], b[1]);
-                mma<T>(out[d + 1], p, b[2], b[3]);
+#pragma unroll
+                for (int m = 0; m < kTall; ++m) {
+                    mma<T>(out[m][d], p[m], b[0], b[1]);
+                    mma<T>(out[m][d + 1], p[m], b[2], b[3]);
+                }
             }
         }
     }
-    const int lane = fresh_lane(), first = band.tile + fresh_thread() / 32 * 16 + lane / 4;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        const int row = first + 8 * h;
-        const bool valid = row < a.tokens;
-        const float total = quad_sum(sum[h]), inverse = total == 0.0f ? 0.0f : a.keep_scale / total;
-        if (lane % 4 == 0 && valid)
-            a.lse[band.head * a.tokens + row] = total == 0.0f ? 0.0f : (highest[h] + log2f(total)) * kLn2;
-        store_row<T, D>(out, h, inverse, static_cast<T *>(a.out) + (static_cast<int64_t>(row) * a.heads + band.head) * D, valid);
-    }
+    for (int m = 0; m < kTall; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const int lane = fresh_lane(), row = first + 16 * m + lane / 4 + 8 * h;
+            const bool valid = row < a.tokens;
+            const float total = quad_sum(sum[m][h]), inverse = total == 0.0f ? 0.0f : a.keep_scale / total;
+            if (lane % 4 == 0 && valid)
+                a.lse[band.head * a.tokens + row] = total == 0.0f ? 0.0f : (highest[m][h] + log2f(total)) * kLn2;
+            T *const to = static_cast<T *>(a.out) + (static_cast<int64_t>(row) * a.heads + band.head) * D;
+            store_row<T, D>(out[m], h, inverse, to, valid);
+        }
 }
 
 }  // namespace ck

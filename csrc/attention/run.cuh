@@ -1,4 +1,5 @@
-// Runs: consecutive whole sequences of together at most kRunTokens tokens, which one CTA attends to at once.
+// Runs: consecutive whole sequences of together at most kRunTokens tokens (or so many as the kernel says), which one CTA
+// attends to at once.
 //
 // A CTA is given a window of tokens and takes the sequences that begin there, run after run. Within a run a token is a
 // row, and a row sees the rows of its own sequence, less what the window and the key mask hide.
@@ -29,24 +30,28 @@ struct Run {
     int rows;
 };
 
-// The run that begins with sequence `first`, of sequences that begin before token `end`; called by whole warps.
+// The run that begins with sequence `first`, of sequences that begin before token `end`, of at most TOGETHER tokens; a
+// sequence that is a run by itself may have LONGEST. Called by whole warps.
+template <int TOGETHER, int LONGEST = TOGETHER>
 __device__ __forceinline__ Run next_run(const ck_attention_args &a, int first, int end) {
     const int begin = a.cu_seqlens[first];
     int last = first;
     for (int fits = 32; fits == 32; last += fits) {
         const int sequence = last + threadIdx.x % 32;
         const bool takes = sequence < a.sequences && a.cu_seqlens[sequence] < end &&
-                           a.cu_seqlens[sequence + 1] - begin <= kRunTokens;
+                           a.cu_seqlens[sequence + 1] - begin <= TOGETHER;
         fits = __popc(__ballot_sync(0xffffffffu, takes));
     }
     last = max(last, first + 1);  // a sequence longer than was promised: cut off, rather than never done with
-    return {first, last, begin, min(a.cu_seqlens[last] - begin, kRunTokens)};
+    return {first, last, begin, min(a.cu_seqlens[last] - begin, LONGEST)};
 }
 
 // In shared memory: where each row's sequence begins and ends, in rows of the run, and which keys the key mask shows.
+template <int TOKENS, typename Index = uint8_t>
 struct RunRows {
-    uint8_t start[kRunTokens], end[kRunTokens];
-    uint32_t shown[kRunTokens / 32];
+    static_assert(TOKENS <= static_cast<Index>(-1));
+    Index start[TOKENS], end[TOKENS];
+    uint32_t shown[TOKENS / 32];
 
     // Called by the whole CTA; a barrier must follow. Rows beyond the run see nothing.
     __device__ __forceinline__ void fill(const ck_attention_args &a, const Run &run) {
@@ -56,8 +61,8 @@ struct RunRows {
             const int to = min(a.cu_seqlens[sequence + 1] - run.begin, run.rows);
             for (int row = from + lane; row < to; row += 32) start[row] = from, end[row] = to;
         }
-        for (int row = run.rows + threadIdx.x; row < kRunTokens; row += blockDim.x) start[row] = end[row] = row;
-        for (int word = warp; word < kRunTokens / 32; word += warps) {
+        for (int row = run.rows + threadIdx.x; row < TOKENS; row += blockDim.x) start[row] = end[row] = row;
+        for (int word = warp; word < TOKENS / 32; word += warps) {
             const int row = 32 * word + lane;
             const bool show = row < run.rows && (!a.key_mask || a.key_mask[run.begin + row]);
             const uint32_t bits = __ballot_sync(0xffffffffu, show);
@@ -77,7 +82,7 @@ struct RunRows {
 
     // Every row sees every row: one sequence that fills the run.
     __device__ __forceinline__ bool is_full(const ck_attention_args &a) const {
-        return start[0] == 0 && end[0] == kRunTokens && (a.window < 0 || a.window >= kRunTokens - 1) && !a.key_mask;
+        return start[0] == 0 && end[0] == TOKENS && (a.window < 0 || a.window >= TOKENS - 1) && !a.key_mask;
     }
 };
 

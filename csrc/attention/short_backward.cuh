@@ -27,7 +27,7 @@ struct ShortBackward {
         };
         float lse[kQueries];
         uint32_t kept[kQueries][kRunTokens / 32];
-        RunRows rows;
+        RunRows<kRunTokens> rows;
         Run run;  // here, as is the head, since registers are scarce
         int head, window, first[kWarps];  // first: query of the slice, each warp's own
 
@@ -290,7 +290,7 @@ __device__ __forceinline__ void short_backward(const ck_attention_args &a) {
     const int window = blockIdx.x / a.heads * kRunTokens;
     if (window >= a.tokens) {
         const int64_t width = static_cast<int64_t>(a.heads) * D;
-        zero_rows_outside(a, static_cast<T *>(a.dqkv) + head * D, 3 * width, width, 3, D, nullptr);
+        zero_rows_outside(a, static_cast<T *>(a.dqkv) + head * D, 3 * width, width, 3, D, nullptr, 0, a.tokens);
         return;
     }
     if (threadIdx.x == 0) memory.head = head, memory.window = window;
@@ -299,7 +299,7 @@ __device__ __forceinline__ void short_backward(const ck_attention_args &a) {
         __syncthreads();  // the run before this one is done with
         const int sequence = memory.run.last, end = memory.window + kRunTokens;
         if (sequence >= a.sequences || a.cu_seqlens[sequence] >= end) return;
-        const Run run = next_run(a, sequence, end);
+        const Run run = next_run<kRunTokens>(a, sequence, end);
         __syncthreads();
         memory.run = run;
         __syncthreads();

@@ -28,7 +28,7 @@ struct ShortForward {
 #endif
     struct Memory {
         uint4 key[kRunTokens * D / 8], value[kRunTokens * D / 8];
-        RunRows rows;
+        RunRows<kRunTokens> rows;
     };
 };
 
@@ -48,8 +48,8 @@ __device__ __forceinline__ void copy_rows(uint4 *tile, int count, const T *from,
 }
 
 // The rotation of what this thread has copied, and waited for.
-template <typename T, int D>
-__device__ __forceinline__ void rotate_rows(uint4 *tile, int count, const ck_attention_args &a, const RunRows &rows, int first) {
+template <typename T, int D, typename Rows>
+__device__ __forceinline__ void rotate_rows(uint4 *tile, int count, const ck_attention_args &a, const Rows &rows, int first) {
     constexpr int kPairs = D / 16;
 #pragma unroll 1
     for (int i = fresh_thread(); i < count * kPairs; i += blockDim.x) {
@@ -61,26 +61,27 @@ __device__ __forceinline__ void rotate_rows(uint4 *tile, int count, const ck_att
     }
 }
 
-// Rows outside every sequence give zeros.
+// Rows outside every sequence give zeros: those of tokens `from` .. to - 1.
 template <typename T>
 __device__ __forceinline__ void zero_rows_outside(const ck_attention_args &a, T *out, int64_t step, int64_t part,
-                                                  int parts, int width, float *lse) {
-    const int64_t before = a.cu_seqlens[0], after = a.cu_seqlens[a.sequences];
-    const int64_t count = before + a.tokens - after;
+                                                  int parts, int width, float *lse, int64_t from, int64_t to) {
+    const int64_t before = min(max(static_cast<int64_t>(a.cu_seqlens[0]), from), to) - from;
+    const int64_t after = min(max(static_cast<int64_t>(a.cu_seqlens[a.sequences]), from), to);
+    const int64_t count = before + to - after;
     const int pieces = width / 8 * parts;
     for (int64_t i = threadIdx.x; i < count * pieces; i += blockDim.x) {
-        const int64_t outside = i / pieces, row = outside < before ? outside : outside - before + after;
+        const int64_t outside = i / pieces, row = outside < before ? from + outside : outside - before + after;
         const int piece = static_cast<int>(i % pieces);
         *reinterpret_cast<uint4 *>(out + row * step + piece / (width / 8) * part + piece % (width / 8) * 8) =
             make_uint4(0, 0, 0, 0);
     }
     if (!lse) return;
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) lse[i < before ? i : i - before + after] = 0.0f;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) lse[i < before ? from + i : i - before + after] = 0.0f;
 }
 
 template <typename T, int D>
-__device__ __forceinline__ void attend(const ck_attention_args &a, const Run &run, const RunRows &rows, int head, int block,
-                                       bool full, const uint4 *key, const uint4 *value) {
+__device__ __forceinline__ void attend(const ck_attention_args &a, const Run &run, const RunRows<kRunTokens> &rows, int head,
+                                       int block, bool full, const uint4 *key, const uint4 *value) {
     constexpr int kTiles = kRunTokens / 8, kSteps = D / 16;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int64_t step = 3ll * a.heads * D;
@@ -206,12 +207,12 @@ __device__ __forceinline__ void short_forward(const ck_attention_args &a) {
     const int window = blockIdx.x / a.heads * kRunTokens;
     if (window >= a.tokens) {
         T *const out = static_cast<T *>(a.out) + head * D;
-        zero_rows_outside(a, out, static_cast<int64_t>(a.heads) * D, 0, 1, D, a.lse + head * a.tokens);
+        zero_rows_outside(a, out, static_cast<int64_t>(a.heads) * D, 0, 1, D, a.lse + head * a.tokens, 0, a.tokens);
         return;
     }
     int sequence = first_at_least(a.cu_seqlens, a.sequences, window);
     while (sequence < a.sequences && a.cu_seqlens[sequence] < window + kRunTokens) {
-        const Run run = next_run(a, sequence, window + kRunTokens);
+        const Run run = next_run<kRunTokens>(a, sequence, window + kRunTokens);
         sequence = run.last;
         if (run.rows == 0) continue;
         __syncthreads();  // the run before this one is done with

@@ -65,6 +65,11 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                  : "memory");
 }
 
+// 4 bytes to shared memory.
+__device__ __forceinline__ void store_word(uint32_t to, uint32_t word) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(word) : "memory");
+}
+
 // 16 bytes from global to shared memory, or zeros where `valid` is false; then `from` is not read, but must be aligned.
 __device__ __forceinline__ void copy_async(uint4 *to, const void *from, bool valid) {
 #if __CUDA_ARCH__ >= 800

@@ -89,6 +89,16 @@ __device__ __forceinline__ void store(T *p, const float (&in)[COUNT]) {
     }
 }
 
+// 16 bytes of global memory, asked for here and no later, which the compiler may find better when registers are scarce.
+__device__ __forceinline__ uint4 load_piece(const void *from) {
+    uint4 piece;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
+                 : "l"(__cvta_generic_to_global(from))
+                 : "memory");
+    return piece;
+}
+
 // 16 bytes to global memory in one access: the words of a plain assignment the compiler may well write one by one, and
 // then each sector is asked for as many times.
 __device__ __forceinline__ void store_piece(void *to, const uint32_t (&words)[4]) {

@@ -66,13 +66,14 @@ CASES = {
     "ck_attention_short_forward": (attention, [*NO_ATTENTION, {"warps": 0}, {"warps": 9}]),
     "ck_attention_long_forward": (attention, NO_ATTENTION),
     "ck_attention_long_backward": (attention, NO_ATTENTION),
+    "ck_attention_mid_backward": (attention, [*NO_ATTENTION, {"heads": -1}]),
     "ck_attention_fp32_forward": (attention, NO_ATTENTION),
     "ck_attention_fp32_backward": (attention, NO_ATTENTION),
     "ck_rotary": (rotary, [*NO_ATTENTION, {"head_dim": 0}, {"head_dim": 20}]),
 }
 HALF = (
     "ck_attention_short_forward", "ck_attention_short_backward", "ck_attention_long_forward",
-    "ck_attention_long_backward", "ck_loss_tiles", "ck_loss_slice",
+    "ck_attention_long_backward", "ck_attention_mid_backward", "ck_loss_tiles", "ck_loss_slice",
 )  # fmt: skip
 SINGLE = ("ck_attention_fp32_forward", "ck_attention_fp32_backward")
 TWO_KERNELS = ("ck_attention_long_backward", "ck_attention_fp32_backward")

@@ -39,9 +39,13 @@ def serves_any(kernel: str) -> bool:
 
 
 def not_for_sm_75(kernel: str) -> bool:
-    """It has no bf16 for its tensor cores, and no shared memory for whole wide heads: these are traps there."""
+    """It has no bf16 for its tensor cores, no shared memory for whole wide heads or 256 keys: these are traps there."""
     wide = kernel.startswith("ck_attention_short") and kernel.endswith("128")
-    return wide or (kernel.startswith(("ck_attention_short", "ck_attention_long")) and "bf16" in kernel)
+    return (
+        wide
+        or kernel.startswith("ck_attention_mid")
+        or (kernel.startswith(("ck_attention_short", "ck_attention_long")) and "bf16" in kernel)
+    )
 
 
 def check(rows, right) -> None:
@@ -82,7 +86,7 @@ def test_sixteen_byte_accesses(rows):
 def multipliers(rows):
     """Kernels that multiply 16-bit matrices, with the architectures that do it; sm_75 has no bf16."""
     for row in rows:
-        if re.match(r"ck_(loss_(tiles|slice)|attention_(short|long))_", row.kernel):
+        if re.match(r"ck_(loss_(tiles|slice)|attention_(short|mid|long))_", row.kernel):
             if row.architecture != 75 or "bf16" not in row.kernel:
                 yield row.kernel, row.architecture
 
@@ -97,7 +101,7 @@ def test_kernels_that_multiply_use_tensor_cores(rows, architectures):
         for kernel, body in re.findall(r"\.entry (\w+)\((.*?)^\}", text, re.M | re.S):
             found[kernel, virtual] = set(re.findall(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)", body))
     checked = list(multipliers(rows))
-    assert len({kernel for kernel, _ in checked}) == 28
+    assert len({kernel for kernel, _ in checked}) == 32
     for kernel, number in checked:
         assert found[kernel, min(number, 80)] == {"m16n8k8" if number == 75 else "m16n8k16"}, (kernel, number)
 
@@ -112,7 +116,7 @@ def test_the_assembler_keeps_them(rows, nvcc, architectures):
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(program).parent), os.environ["PATH"]])}  # nvdisasm
     folder = resources.ROOT / "build" / "native" / "-".join(map(str, architectures))
     found = {}
-    for pattern in ("loss-loss_recompute", "attention-attention_short", "attention-attention_long"):
+    for pattern in ("loss-loss_recompute", *(f"attention-attention_{name}" for name in ("short", "mid", "long"))):
         for built in folder.glob(f"{pattern}*.cu.o"):
             run = subprocess.run([program, "-sass", built], capture_output=True, text=True, check=True, env=environment)
             for part in re.split(r"^\s*code for sm_", run.stdout, flags=re.M)[1:]:

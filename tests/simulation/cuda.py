@@ -33,7 +33,8 @@ FAMILY_FILES = {
     "ck_loss_rows": "loss_rows", "ck_loss_count": "loss_sums", "ck_loss_finish": "loss_sums",
     "ck_attention_short_forward": "attention_short_forward", "ck_attention_short_backward": "attention_short_backward",
     "ck_attention_long_forward": "attention_long_forward", "ck_attention_long_backward": "attention_long_backward",
-    "ck_attention_delta": "attention_delta", "ck_attention_fp32": "attention_fp32", "ck_rotary": "rotary",
+    "ck_attention_mid_backward": "attention_mid_backward", "ck_attention_delta": "attention_delta",
+    "ck_attention_fp32": "attention_fp32", "ck_rotary": "rotary",
     "ck_loss_tiles": "loss_recompute", "ck_loss_slice": "loss_recompute", "ck_loss_combine": "loss_recompute",
 }  # by the beginning of the kernel's name  # fmt: skip
 SIMULATOR = ROOT / ".." / "shared" / "tools" / "ptxsim"

@@ -46,7 +46,14 @@ def test_which_kernels_serve_what(monkeypatch):
     assert path(128, FP16, 129) == path(64, BF16, 8192) == "long"
     assert path(64, FP32, 5) == path(128, FP32, 1000) == "fp32"
     assert path(40, FP16, 5) is path(64, torch.float64, 5) is None
+    for name, length, head_dim, dtype in (
+        ("short", 128, 64, FP16), ("mid", 129, 64, BF16), ("mid", 512, 32, FP16), ("long", 513, 64, FP16),
+        ("long", 200, 128, FP16), ("fp32", 200, 64, FP32), (None, 200, 40, FP16),
+    ):  # fmt: skip
+        qkv = torch.zeros(1, 3, 1, head_dim, dtype=dtype)
+        assert cuda_attention.backward_path(qkv, length) == name
     monkeypatch.setattr(arguments_of, "SIMULATED_CAPABILITY", (7, 5))
+    assert cuda_attention.backward_path(torch.zeros(1, 3, 1, 64, dtype=FP16), 200) == "long"
     assert path(64, FP16, 128) == "short" and path(128, FP16, 128) == "long" and path(64, FP32, 5) == "fp32"
     assert path(64, BF16, 128) is None
     case = AttentionCase("attention", BF16, lengths=(30, 3), head_dim=40)
@@ -143,7 +150,7 @@ def test_a_strided_or_unaligned_input(proof):
 
 MUTANTS = [
     # file, what is there, what is planted
-    ("run.cuh", "a.cu_seqlens[sequence + 1] - begin <= kRunTokens", "a.cu_seqlens[sequence] - begin <= kRunTokens"),
+    ("run.cuh", "a.cu_seqlens[sequence + 1] - begin <= TOGETHER", "a.cu_seqlens[sequence] - begin <= TOGETHER"),
     ("run.cuh", "row - window)", "row - window + 1)"),
     ("run.cuh", "start[row] = from, end[row] = to", "start[row] = from, end[row] = run.rows"),
     ("run.cuh", "row < run.rows && (!a.key_mask", "(!a.key_mask"),

@@ -1,4 +1,7 @@
-"""CUDA attention of sequences of any length, in 16 bits and in fp32, and rotary: every check, the 2x error rule."""
+"""CUDA attention of sequences of any length, in 16 bits and in fp32, and rotary: every check, the 2x error rule.
+
+Backwards of at most 512 tokens, which have kernels of their own (test_attention_mid_cuda.py), go the long way here.
+"""
 
 import pytest
 import torch
@@ -44,6 +47,11 @@ CASES = [
     AttentionCase("attention", BF16, lengths=(3,) * 50 + (200,) + (1,) * 40, heads=1, head_dim=64, **ALL_OPTIONS),
     AttentionCase("attention", BF16, lengths=(256, 1000), heads=1, head_dim=32, rope=True, options=(("window", 64),)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_mid(monkeypatch):
+    monkeypatch.setattr(cuda_attention, "MID_TOKENS", -1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -294,11 +302,13 @@ MUTANTS = [
     (BF16, "attention/band.cuh", "if (shown && !shown[token])", "if (false)"),
     (BF16, "attention/long_forward.cuh", "        __syncthreads();  // this block", "        ;  // this block"),
     (BF16, "attention/long_forward.cuh", "        wait_copies<0>();\n", ""),
-    (BF16, "attention/long_forward.cuh", "highest[h] = higher, sum[h] *= correction;", "highest[h] = higher;"),
-    (BF16, "attention/long_forward.cuh", "out[d][2 * h] *= correction, ", ""),
-    (BF16, "attention/long_forward.cuh", "block + lane % 2 * kDrawn)", "block)"),
+    (BF16, "attention/long_forward.cuh", "higher, sum[m][h] *= correction;", "higher;"),
+    (BF16, "attention/long_forward.cuh", "out[m][d][2 * h] *= correction, ", ""),
+    (BF16, "attention/long_forward.cuh", "block + 32 * (kTall == 2 ? w : lane % 2)", "block"),
     (BF16, "attention/long_forward.cuh", "a.keep_scale / total", "1.0f / total"),
     (BF16, "attention/long_forward.cuh", "& shown[w]", ""),
+    (BF16, "attention/long_forward.cuh", "mma<T>(out[m][d + 1], p[m], b", "mma<T>(out[m][d + 1], p[0], b"),
+    (BF16, "attention/band.cuh", "token += kPass, from", "from"),
     (BF16, "attention/attention_delta.cu", "sum = fmaf(x[k], y[k], sum);", "sum += x[k];"),
     (BF16, "attention/attention_delta.cu", "lane % kAtOnce * kLanes)", "lane % kAtOnce)"),
     (BF16, "attention/attention_delta.cu", "if (first + lane < a.tokens)", "if (first < a.tokens)"),
