@@ -113,7 +113,7 @@ class Trainer:
             micro_batches = min(micro_batches, max(-(-tokens_left // tokens_a_micro_batch), 1))
         rate = masking_rate_at(fraction, t.masking_rate, t.masking_rate_final)
         return StepPlan(
-            learning_rate=t.peak_lr * learning_rate_factor(t.schedule, fraction, t.warmup),
+            learning_rate=t.peak_lr * learning_rate_factor(t.schedule, fraction, t.warmup, t.cooldown),
             masking_rate=rate,
             masking=masking_counts(self.row_length, rate, t.random_share, t.keep_share),
             micro_rows=micro_rows,
@@ -185,7 +185,8 @@ class Trainer:
             seed = derive_seed(self.seed, "dropout", first_row)
             dropout_seed = torch.full((), seed, dtype=torch.int64, device=self.device)
         arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
-        return arguments, {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
+        options = {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale, "z_loss": self.training.z_loss}
+        return arguments, options
 
     def _read_rows(self, first_row: int, count: int, _next_row: int | None = None) -> BatchRows:
         """On the host."""

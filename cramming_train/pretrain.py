@@ -28,7 +28,7 @@ from cramming_train.errors import Interrupted, UsageError, command
 from cramming_train.graph import Pace, graph_that_fits
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
-from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count
+from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count, start_at_unigram
 from cramming_train.plan import in_a_line, this_machine
 from cramming_train.precision import Precision
 from cramming_train.prediction import agreed_micro_rows, predict
@@ -168,7 +168,10 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
     """Build model and trainer, restore a checkpoint where there is one, calibrate, prove, compile, capture."""
     training = settings.recipe.training
     precision = Precision(training.precision, device)
-    model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed).to(device)
+    model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed)
+    if training.unigram_bias:
+        start_at_unigram(model, prepared.train)
+    model.to(device)
     trainer = Trainer(
         model, RowStream(prepared.train, settings.seed), training,
         seed=settings.seed, device=device, precision=precision, world=world,

@@ -17,13 +17,14 @@ Rope = tuple[torch.Tensor, torch.Tensor] | None
 class Block(nn.Module):
     """Parameters of one block. ``norm1`` is before attention (pre-norm) or after it (post-norm), ``norm2`` by the FFN.
 
-    The rows of ``qkv.weight`` are ordered [3, H, D].
+    The rows of ``qkv.weight`` are ordered [3, H, D]. ``first``: the block stands behind the embedding, whose norm is
+    then the only one before attention where the architecture has ``first_attention_norm`` off.
     """
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: Architecture, first: bool = False):
         super().__init__()
         a = self.architecture = architecture
-        self.norm1 = LayerNorm(a.hidden, a.norm_eps)
+        self.norm1 = None if first and not a.first_attention_norm else LayerNorm(a.hidden, a.norm_eps)
         self.qkv = nn.Linear(a.hidden, 3 * a.hidden, bias=a.linear_bias)
         self.attention_out = nn.Linear(a.hidden, a.hidden, bias=a.linear_bias)
         self.norm2 = LayerNorm(a.hidden, a.norm_eps)

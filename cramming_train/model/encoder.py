@@ -20,7 +20,7 @@ class Encoder(nn.Module):
         super().__init__()
         a = self.architecture = architecture
         self.embedding = Embedding(a, vocab_size)
-        self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
+        self.blocks = nn.ModuleList(Block(a, first=layer == 0) for layer in range(a.layers))
         self.final_norm = LayerNorm(a.hidden, a.norm_eps) if a.final_norm else None
         if a.positions == "rope":
             cos, sin = rope_tables(a.max_length, a.head_dim, a.rope_base)
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
     def _pre_norm(self, residual, sequences, positions_M, seeds: DropoutSeeds) -> torch.Tensor:
         """h = h + Drop(A(LN1 h)); h = h + Drop(F(LN2 h)): y is the normalised h, residual is h itself."""
         first = self.blocks[0].norm1
-        y = layer_norm(residual, first.weight, first.bias, eps=first.eps)
+        y = residual if first is None else layer_norm(residual, first.weight, first.bias, eps=first.eps)
         for block, next_norm in zip(self.blocks, self._norms_after(), strict=True):
             attended = block.attend(y, *sequences, seeds)
             if block is self.blocks[-1] and positions_M is not None:

@@ -47,8 +47,10 @@ class MaskedLM(nn.Module):
         *,
         dropout_seed: int | torch.Tensor | None = None,
         grad_scale: torch.Tensor | None = None,
+        z_loss: float = 0.0,
     ) -> MLMLoss:
-        """Loss at the masked positions. ``grad_scale`` is the loss scaler's scale, see :func:`cramkernels.mlm_loss`."""
+        """Loss at the masked positions. For ``grad_scale`` (the loss scaler's) and ``z_loss`` see
+        :func:`cramkernels.mlm_loss`."""
         hidden_MN = self.encoder(ids_T, cu_seqlens, max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed)
         return mlm_loss(
             self._transformed(hidden_MN),
@@ -56,6 +58,7 @@ class MaskedLM(nn.Module):
             labels_M,
             bias=self.decoder_bias,
             grad_scale=grad_scale,
+            z_loss=z_loss,
         )
 
     def logits(self, hidden_MN: torch.Tensor) -> torch.Tensor:
@@ -73,13 +76,22 @@ class MaskedLM(nn.Module):
 def build_model(architecture: Architecture, vocab_size: int, *, seed: int) -> MaskedLM:
     """A freshly initialised model on the CPU: N(0, init_std) matrices and embeddings, zero biases, unit norms.
 
-    The weights depend on (architecture, vocab_size, seed) alone.
+    The projections back to the residual (``attention_out``, ``ffn_out``) start as ``output_init`` says: "normal" as all
+    others; "depth-scaled" with init_std / sqrt(2 x layers) (Radford et al. 2019, GPT-2); "zero", so that every block
+    begins as the identity (Zhang et al. 2019, "Fixup"). The weights depend on (architecture, vocab_size, seed) alone.
     """
     model = MaskedLM(architecture, vocab_size)
     generator = torch.Generator().manual_seed(derive_seed(seed, "initialisation"))
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=architecture.init_std, generator=generator)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if name.endswith(("attention_out", "ffn_out")):
+            with torch.no_grad():  # scaled after the draw, so that the other weights do not depend on it
+                module.weight.mul_(_output_scale(architecture))
     return model
+
+
+def _output_scale(architecture: Architecture) -> float:
+    return {"normal": 1.0, "depth-scaled": (2 * architecture.layers) ** -0.5, "zero": 0.0}[architecture.output_init]

@@ -101,4 +101,6 @@ class _Plain:
 
 
 def _norm(norm, x: Tensor) -> Tensor:
+    if norm is None:
+        return x
     return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)

@@ -1,11 +1,16 @@
-"""Adam and AdamW as the recipes ask for them."""
+"""The optimizers that recipes ask for: Adam, AdamW, and Muon on the matrices with AdamW on the rest."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from cramming_train.optim.muon import Muon
 from cramming_train.recipes import Training
+
+BLOCKS = {"qkv": 3, "ffn_in": 1, "attention_out": 1, "ffn_out": 1}  # of rows, in the matrices that Muon takes
 
 
 def decays(name: str) -> bool:
@@ -17,18 +22,68 @@ def decays(name: str) -> bool:
 
 
 def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """torch's fused optimizer with two groups, decayed and not. The learning rate is set before every step."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if decays(name)], "weight_decay": training.weight_decay},
-        {"params": [p for name, p in named if not decays(name)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimizer]
-    return kind(groups, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
+    """The recipe's optimizer. Learning rates are set before every step, see :func:`set_learning_rate`."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if training.optimizer != "muon":
+        return _adam(named, training)
+    matrices = {name: p for name, p in named.items() if _blocks(name)}
+    rest = {name: p for name, p in named.items() if name not in matrices}
+    muon = Muon(
+        [(p, _blocks(name)) for name, p in matrices.items()],
+        lr=training.matrix_lr, momentum=training.momentum, weight_decay=training.weight_decay,
+    )  # fmt: skip
+    for group in muon.param_groups:
+        group["lr_share"] = training.matrix_lr / training.peak_lr
+    return Together([muon, _adam(rest, training)])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set one learning rate for all groups."""
+    """Set the learning rate; groups that have a share take that much of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("lr_share", 1.0)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers as one: their groups, and their states by parameter."""
+
+    _step_supports_amp_scaling = True  # the parts leave a step out by themselves, so that the host need not wait
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Callable | None = None) -> None:
+        """One step of each part."""
+        for part in self.parts:
+            part.found_inf = getattr(self, "found_inf", None)  # set by a gradient scaler for the time of the step
+            part.grad_scale = getattr(self, "grad_scale", None)
+            part.step()
+
+
+def _adam(named: dict[str, nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    """torch's fused optimizer, a group for each (learning rate, weight decay)."""
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in named.items():
+        decay = training.weight_decay if decays(name) else 0.0
+        share = _learning_rate(name, training) / training.peak_lr
+        group = groups.setdefault((share, decay), {"params": [], "weight_decay": decay, "lr_share": share})
+        group["params"].append(parameter)
+    kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    ordered = sorted(groups.values(), key=lambda group: -group["weight_decay"])
+    return kind(ordered, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
+
+
+def _learning_rate(name: str, training: Training) -> float:
+    if "embedding." in name and training.embedding_lr is not None:
+        return training.embedding_lr
+    if name.startswith(("transform.", "decoder_bias")) and training.head_lr is not None:
+        return training.head_lr
+    return training.peak_lr
+
+
+def _blocks(name: str) -> int:
+    """Matrices that the parameter holds; 0 where it is none of the blocks'."""
+    parts = name.split(".")
+    return BLOCKS.get(parts[-2], 0) if "blocks" in parts and parts[-1] == "weight" else 0

@@ -1,7 +1,7 @@
 """Schedules as pure functions of the fraction of the budget used, t in [0, 1].
 
-The formulas are those of the original's "budget" schedulers (cramming, backend/optimizers/schedulers.py), which
-rescale the usual step-based ones by elapsed time.
+All but the trapezoid are those of the original's "budget" schedulers (cramming, backend/optimizers/schedulers.py),
+which rescale the usual step-based ones by elapsed time.
 """
 
 from __future__ import annotations
@@ -12,49 +12,58 @@ from collections.abc import Callable
 _POLYNOMIAL_END = 1e-3  # the original decays from 1e-4 to 1e-7
 
 
-def _triangle(t: float, warmup: float) -> float:
+def _triangle(t: float, warmup: float, cooldown: float) -> float:
     """min(.25 + t, 4 - 4t): from a quarter to the peak at t = .75, then to zero ("budget-triangle2")."""
     return min(0.25 + t, 4 - 4 * t)
 
 
-def _one_cycle(t: float, warmup: float) -> float:
+def _one_cycle(t: float, warmup: float, cooldown: float) -> float:
     """Up to the peak at half time, down to zero at the end."""
     return min(2 * t, 2 - 2 * t)
 
 
-def _linear(t: float, warmup: float) -> float:
+def _linear(t: float, warmup: float, cooldown: float) -> float:
     """Linear warm-up, then linear to zero."""
     return t / warmup if t < warmup else (1 - t) / (1 - warmup)
 
 
-def _cosine(t: float, warmup: float) -> float:
+def _cosine(t: float, warmup: float, cooldown: float) -> float:
     """Linear warm-up, then half a cosine to zero."""
     return t / warmup if t < warmup else 0.5 * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup)))
 
 
-def _polynomial(t: float, warmup: float) -> float:
+def _polynomial(t: float, warmup: float, cooldown: float) -> float:
     """Linear warm-up, then a first-degree polynomial to a thousandth of the peak."""
     return t / warmup if t < warmup else _POLYNOMIAL_END + (1 - _POLYNOMIAL_END) * (1 - t) / (1 - warmup)
 
 
-def _constant(t: float, warmup: float) -> float:
+def _constant(t: float, warmup: float, cooldown: float) -> float:
     """Linear warm-up, then the peak."""
     return t / warmup if t < warmup else 1.0
 
 
-SCHEDULES: dict[str, Callable[[float, float], float]] = {
+def _trapezoid(t: float, warmup: float, cooldown: float) -> float:
+    """Linear warm-up, the peak, then linear to zero ("warmup-stable-decay", Hu et al. 2024)."""
+    return t / warmup if t < warmup else min(1.0, (1 - t) / cooldown)
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "triangle": _triangle,
     "one-cycle": _one_cycle,
     "linear": _linear,
     "cosine": _cosine,
     "polynomial": _polynomial,
     "constant": _constant,
+    "trapezoid": _trapezoid,
 }
 
 
-def learning_rate_factor(name: str, fraction: float, warmup: float) -> float:
-    """Factor in [0, 1] on the peak learning rate after ``fraction`` of the budget; ``warmup`` is a fraction too."""
-    return max(SCHEDULES[name](min(max(fraction, 0.0), 1.0), warmup), 0.0)
+def learning_rate_factor(name: str, fraction: float, warmup: float, cooldown: float = 1.0) -> float:
+    """Factor in [0, 1] on the peak learning rate after ``fraction`` of the budget.
+
+    ``warmup`` and ``cooldown`` (of the trapezoid alone) are fractions too.
+    """
+    return max(SCHEDULES[name](min(max(fraction, 0.0), 1.0), warmup, cooldown), 0.0)
 
 
 def batch_size_at(fraction: float, *, ceiling: int, ramp: float, micro_batch: int) -> int:

@@ -25,6 +25,7 @@ class Architecture:
     gate: str = "second"  # "second" or "first"
     norm: str = "pre"  # "pre" or "post"
     final_norm: bool = False
+    first_attention_norm: bool = True  # pre-norm: a norm before the first attention, though the embedding has its own
     positions: str = "learned"  # "learned", "scaled-sinusoidal" or "rope"
     max_length: int = 128  # of learned positions and of the tables for the others
     rope_base: float = 10000.0
@@ -33,6 +34,7 @@ class Architecture:
     head_transform: bool = True  # dense -> GELU -> LN before the decoder
     decoder_bias: bool = True
     init_std: float = 0.02
+    output_init: str = "normal"  # of the projections back to the residual: "normal", "depth-scaled" or "zero"
     dropout: float = 0.1
     attention_dropout: float = 0.1
     embedding_dropout: float = 0.1
@@ -45,11 +47,14 @@ class Architecture:
         )
         check_choice(self, ffn=("gelu", "geglu"), gate=("first", "second"), norm=("pre", "post"))
         check_choice(self, positions=("learned", "scaled-sinusoidal", "rope"))
+        check_choice(self, output_init=("normal", "depth-scaled", "zero"))
         check_share(self, "dropout", "attention_dropout", "embedding_dropout")
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(f"architecture.hidden: {self.hidden} is not an even multiple of heads = {self.heads}")
         if self.ffn == "geglu" and self.ffn_hidden % 2:
             raise ValueError(f"architecture.ffn_hidden: got {self.ffn_hidden}, want an even number for geglu")
+        if self.norm == "post" and not self.first_attention_norm:
+            raise ValueError("architecture.first_attention_norm: post-norm blocks cannot do without it")
         if self.window is not None and self.window < 0:
             raise ValueError(f"architecture.window: got {self.window}, want a number >= 0 or null")
 
@@ -73,6 +78,18 @@ _CRAMMED = {
     "decoder_bias": False,
 }
 
+# Every part of it is one of the stock ModernBERT (Warner et al. 2024), so that weights can be exported to that class
+_CRAM = {
+    "ffn": "geglu",
+    "gate": "first",
+    "final_norm": True,
+    "first_attention_norm": False,
+    "positions": "rope",
+    "linear_bias": False,
+    "norm_eps": 1e-5,
+    "output_init": "zero",
+}
+
 ARCHITECTURES = {
     a.name: a
     for a in (
@@ -80,6 +97,8 @@ ARCHITECTURES = {
         Architecture("crammed-bert", 16, 768, 12, 3072, **_CRAMMED),
         # the same family at the size of a CPU; 11,015,169 parameters
         Architecture("crammed-bert-mini", 4, 256, 4, 1024, **_CRAMMED),
+        Architecture("cram", 16, 768, 12, 3072, **_CRAM),
+        Architecture("cram-mini", 4, 256, 4, 1024, **_CRAM),
         Architecture("crammed-bert-simple", 12, 768, 12, 3072),
         # Devlin et al. 2019 (no segment embeddings: pretraining has one segment)
         Architecture("bert-base", 12, 768, 12, 3072, norm="post", max_length=512),

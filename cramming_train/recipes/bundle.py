@@ -37,6 +37,8 @@ class Recipe:
                 f"data.row_length: {self.data.row_length} is more than architecture.max_length = "
                 f"{self.architecture.max_length}; raise that as well"
             )
+        if self.training.unigram_bias and not self.architecture.decoder_bias:
+            raise ValueError("training.unigram_bias: the architecture has no decoder_bias to start there")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -63,6 +65,7 @@ BUNDLES = {
     for r in (
         _bundle("crammed-bert", "crammed-bert", "bert-o4"),
         _bundle("crammed-bert-mini", "crammed-bert-mini", "bert-o4-mini"),
+        _bundle("cram-mini", "cram-mini", "cram-mini"),
         _bundle("crammed-bert-simple", "crammed-bert-simple", "bert-o4"),
         _bundle("bert-base", "bert-base", "bert-original"),
         _bundle("bert-tiny", "bert-tiny", "bert-o4-mini"),

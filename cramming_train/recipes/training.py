@@ -20,14 +20,20 @@ class Training:
     """How a model is trained. Sizes of batches are in rows (sequences); fractions are of the budget."""
 
     name: str
-    optimizer: str = "adamw"  # "adamw" (decoupled decay) or "adam" (decay added to the gradient)
+    optimizer: str = "adamw"  # "adamw" (decoupled decay), "adam" (decay added to the gradient), or "muon": that on
+    # the matrices of the blocks, AdamW on the rest
     peak_lr: float = 1e-3
+    matrix_lr: float = 0.02  # of Muon: the spectral norm of a step
+    momentum: float = 0.95  # of Muon
+    embedding_lr: float | None = None  # None: peak_lr
+    head_lr: float | None = None  # of the head transform and the decoder's bias; None: peak_lr
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-12
     weight_decay: float = 0.01
     grad_clip: float | None = None  # global gradient norm; None is off
     schedule: str = "triangle"
     warmup: float = 0.0  # fraction of the budget
+    cooldown: float = 0.4  # fraction of the budget at the end in which the trapezoid comes down
     batch_size: int = 8192  # the ramp's ceiling
     batch_ramp: float = 0.0  # fraction of the budget at which batch_size is reached; 0 is constant
     micro_batch_size: int = 128
@@ -35,19 +41,26 @@ class Training:
     masking_rate_final: float = 0.25  # ... and at the end, linear between
     random_share: float = 0.1  # of the masked positions, shown as a random token
     keep_share: float = 0.1  # of the masked positions, shown unchanged
+    z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
+    unigram_bias: bool = False  # the decoder's bias starts at the log-frequencies of the tokens, counted on the clock
     dropout: bool = False
     precision: str = "fp16"  # on a GPU: "fp32", "fp16" (with gradient scaling) or "bf16"; a CPU runs fp32
     compile: str = "auto"  # "on", "off" or "auto" (on a GPU): torch.compile, checked against eager first
     cuda_graph: bool = True  # on a GPU: micro-batches replayed as a CUDA graph, checked against eager first
 
     def __post_init__(self) -> None:
-        check_choice(self, optimizer=("adamw", "adam"), schedule=tuple(SCHEDULES))
+        check_choice(self, optimizer=("adamw", "adam", "muon"), schedule=tuple(SCHEDULES))
         check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
+        check_positive(self, "matrix_lr")
+        check_positive_or_none(self, "embedding_lr", "head_lr")
+        check_share(self, "momentum")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
         check_betas(self)
-        check_not_negative(self, "weight_decay")
+        check_not_negative(self, "weight_decay", "z_loss")
         check_positive_or_none(self, "grad_clip")
+        if not 0 < self.cooldown <= 1 - self.warmup:
+            raise ValueError(f"training.cooldown: got {self.cooldown}, want more than 0, at most 1 - warmup")
         if not 0 <= self.batch_ramp <= 1:
             raise ValueError(f"training.batch_ramp: got {self.batch_ramp}, want a number in [0, 1]")
         if self.random_share + self.keep_share > 1:
@@ -62,6 +75,16 @@ TRAININGS = {
         # arXiv 2212.14034, the final recipe; the others are earlier steps towards it, as in its code
         Training("bert-o4", schedule="triangle", batch_ramp=0.6, grad_clip=0.5),
         Training("bert-o4-mini", schedule="triangle", batch_size=32, micro_batch_size=32, grad_clip=0.5),
+        Training(
+            "cram-mini",
+            optimizer="muon",
+            peak_lr=2e-3,
+            schedule="linear",
+            warmup=0.02,
+            batch_size=32,
+            micro_batch_size=32,
+            unigram_bias=True,
+        ),
         Training(
             "bert-o3",
             schedule="triangle",

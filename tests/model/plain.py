@@ -87,6 +87,8 @@ class PlainMaskedLM:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def norm(self, name: str, x: Tensor) -> Tensor:
+        if name == "encoder.blocks.0.norm1" and not self.a.first_attention_norm:
+            return x
         return F.layer_norm(
             x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.a.norm_eps
         )

@@ -22,6 +22,8 @@ VARIANTS = {
         "crammed-bert", linear_bias=True, head_transform=True, decoder_bias=True
     ),
     "head transform without biases": small("bert-base", linear_bias=False, decoder_bias=False),
+    "no norm before the first attention": small("bert-base", norm="pre", first_attention_norm=False),
+    "no norm before the first attention, one layer": small("crammed-bert", first_attention_norm=False, layers=1),
     "one layer, one head": small("crammed-bert", layers=1, heads=1),
 }
 CASES = {**{name: small(name) for name in ARCHITECTURES}, **VARIANTS}

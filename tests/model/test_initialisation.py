@@ -7,8 +7,11 @@ import torch
 from scipy.stats import kstest
 
 from cramming_train.model import build_model
+from cramming_train.model.dropout import DropoutSeeds
 from cramming_train.recipes import ARCHITECTURES
 from tests.model.cases import small
+
+OUTPUTS = ("attention_out.weight", "ffn_out.weight")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -22,13 +25,16 @@ def test_every_parameter_is_as_described(name):
             assert (values == (1 if parameter_name.endswith("weight") else 0)).all(), parameter_name
         elif "bias" in parameter_name:
             assert not values.any(), parameter_name
+        elif architecture.output_init == "zero" and parameter_name.endswith(OUTPUTS):
+            assert not values.any(), parameter_name
         elif parameter_name.endswith("position_scale"):
             assert values.tolist() == [pytest.approx(64**-0.5)]
         else:
             normal += 1
             assert kstest(values.numpy(), "norm", args=(0, 0.02)).pvalue > 1e-4, parameter_name
     embeddings = 2 if architecture.positions == "learned" else 1
-    assert normal == 3 * 4 + embeddings + architecture.head_transform
+    matrices = 2 if architecture.output_init == "zero" else 4
+    assert normal == 3 * matrices + embeddings + architecture.head_transform
 
 
 def test_the_standard_deviation_is_the_recipes():
@@ -43,6 +49,30 @@ def test_depth_is_not_scaled_for():
     for matrix in ("attention_out", "ffn_out"):
         spreads = [float(getattr(block, matrix).weight.detach().std()) for block in model.encoder.blocks]
         assert spreads == [pytest.approx(0.02, rel=0.05)] * 6
+
+
+@pytest.mark.parametrize("output_init, factor", [("depth-scaled", 12**-0.5), ("zero", 0.0)])
+def test_projections_back_to_the_residual(output_init, factor):
+    """Scaled from the same draws: nothing else of the model differs."""
+    sizes = {"layers": 6, "hidden": 96, "heads": 2, "ffn_hidden": 192}
+    plain = build_model(small("crammed-bert", **sizes), 32, seed=0).state_dict()
+    scaled = build_model(small("crammed-bert", **sizes, output_init=output_init), 32, seed=0).state_dict()
+    assert sum(name.endswith(OUTPUTS) for name in plain) == 12
+    for name, value in plain.items():
+        expected = value * factor if name.endswith(OUTPUTS) else value
+        torch.testing.assert_close(scaled[name], expected, rtol=1e-6, atol=0)
+
+
+def test_zero_projections_make_every_block_the_identity():
+    """The encoder's states are then the normalised embeddings alone."""
+    architecture = small("cram", layers=5)
+    model = build_model(architecture, 67, seed=0)
+    ids_T, cu_seqlens = torch.randint(7, 67, (26,)), torch.tensor([0, 13, 26], dtype=torch.int32)
+    final = model.encoder.final_norm
+    with torch.no_grad():
+        embedded = model.encoder.embedding(ids_T, cu_seqlens, DropoutSeeds(None))
+        expected = torch.nn.functional.layer_norm(embedded, (24,), final.weight, final.bias, final.eps)
+        torch.testing.assert_close(model.encoder(ids_T, cu_seqlens, 13), expected)
 
 
 def weights(**changes):

@@ -1,5 +1,7 @@
 """Which parameters decay, with what settings, and that a step is the published one."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -22,10 +24,12 @@ def test_what_decays(name):
     block = "encoder.blocks.0"
     expected = {"encoder.embedding.tokens.weight"}
     expected |= {f"{block}.{matrix}.weight" for matrix in ("qkv", "attention_out", "ffn_in", "ffn_out")}
-    if name in ("crammed-bert", "crammed-bert-mini"):
+    if ARCHITECTURES[name].positions == "scaled-sinusoidal":
         expected |= {"encoder.embedding.position_scale"}
-    else:
-        expected |= {"encoder.embedding.positions.weight", "transform.dense.weight"}
+    if ARCHITECTURES[name].positions == "learned":
+        expected |= {"encoder.embedding.positions.weight"}
+    if ARCHITECTURES[name].head_transform:
+        expected |= {"transform.dense.weight"}
     assert names_in(model, decayed) == expected
     assert names_in(model, kept) == {name for name, _ in model.named_parameters()} - expected
     assert all("norm" in name or "bias" in name for name in names_in(model, kept))
@@ -50,7 +54,7 @@ EXPECTED = {  # kind, learning rate, betas, eps, weight decay
 }
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_settings_of_each_recipe(name):
     kind, lr, betas, eps, weight_decay = EXPECTED[name]
     optimizer = build_optimizer(random_model(small("crammed-bert"), dtype=torch.float32), TRAININGS[name])
@@ -87,6 +91,20 @@ def test_three_steps_by_hand(name):
         optimizer.step()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-9, atol=1e-12, msg=f"{name} {step}")
+
+
+def test_learning_rates_of_their_own():
+    """Embedding, head and the rest, each decayed or not: every parameter in one group."""
+    training = dataclasses.replace(TRAININGS["bert-o4"], embedding_lr=4e-3, head_lr=5e-4)
+    model = random_model(small("bert-base"), dtype=torch.float32)
+    optimizer = build_optimizer(model, training)
+    set_learning_rate(optimizer, 1e-4)  # a tenth of the peak
+    found = {name: group["lr"] for group in optimizer.param_groups for name in names_in(model, group)}
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, lr in found.items():
+        kind = 4e-4 if "embedding." in name else 5e-5 if name.startswith(("transform", "decoder_bias")) else 1e-4
+        assert lr == pytest.approx(kind), name
+    assert len({id(p) for group in optimizer.param_groups for p in group["params"]}) == len(found)
 
 
 def test_the_learning_rate_is_that_of_all_groups():

@@ -10,6 +10,7 @@ from cramming_train.recipes import TRAININGS
 
 FRACTIONS = [*np.linspace(0, 1, 97), 1e-9, 0.06, 0.25, 0.5, 0.599999, 0.6, 0.75, 1 - 1e-9]
 WARMUPS = (0.0, 0.01, 1 / 30, 0.06, 0.5)
+COOLDOWN = 0.3
 
 
 def by_steps(name, step, steps, warmup_steps):
@@ -27,6 +28,8 @@ def by_steps(name, step, steps, warmup_steps):
         return 0.5 * (1 + math.cos(math.pi * 0.5 * 2 * progress))
     if name == "polynomial":  # from 1e-4 to 1e-7, of degree one
         return ((1e-4 - 1e-7) * (1 - progress) + 1e-7) / 1e-4
+    if name == "trapezoid":
+        return min(1.0, (steps - step) / (COOLDOWN * steps))
     assert name == "constant"
     return 1.0
 
@@ -36,11 +39,13 @@ def by_steps(name, step, steps, warmup_steps):
 def test_factors(name, warmup):
     for t in FRACTIONS:
         expected = by_steps(name, t * 900_000, 900_000, warmup * 900_000)
-        assert learning_rate_factor(name, float(t), warmup) == pytest.approx(max(expected, 0), rel=1e-9, abs=1e-9), t
+        assert learning_rate_factor(name, float(t), warmup, COOLDOWN) == pytest.approx(
+            max(expected, 0), rel=1e-9, abs=1e-9
+        ), t
 
 
 def test_the_schedules_that_there_are():
-    assert set(SCHEDULES) == {"triangle", "one-cycle", "linear", "cosine", "polynomial", "constant"}
+    assert set(SCHEDULES) == {"triangle", "one-cycle", "linear", "cosine", "polynomial", "constant", "trapezoid"}
     assert {training.schedule for training in TRAININGS.values()} <= set(SCHEDULES)
 
 
@@ -54,9 +59,9 @@ def test_the_triangle_of_bert_o4():
 @pytest.mark.parametrize("warmup", WARMUPS)
 def test_never_outside_zero_and_one_and_never_with_a_jump(name, warmup):
     """Beyond the budget's end as well: the last step may come a little late."""
-    values = [learning_rate_factor(name, t, warmup) for t in np.linspace(-0.1, 1.1, 5000)]
+    values = [learning_rate_factor(name, t, warmup, COOLDOWN) for t in np.linspace(-0.1, 1.1, 5000)]
     assert 0 <= min(values) and max(values) <= 1 and max(values) > 0.998
-    start = 1 if warmup == 0 and name in ("linear", "cosine", "polynomial", "constant") else 0.25 * (name == "triangle")
+    start = 1 if warmup == 0 and name not in ("triangle", "one-cycle") else 0.25 * (name == "triangle")
     assert values[0] == pytest.approx(start, abs=1e-9)
     steepest = max(4, 1 / warmup if warmup else 0)
     assert np.abs(np.diff(values)).max() <= steepest * 1.2 / 4999 + 1e-9
