@@ -42,6 +42,8 @@ class Loop:
     stop_request: StopRequest
     gemm_rate: float
     execution: dict[str, Any] = field(default_factory=dict)  # how steps are executed, for the summary
+    step_seconds: float = 0.0  # spent in optimizer steps so far, of earlier parts of the run too; and of processors
+    processor_seconds: float = 0.0
     save_seconds: float = 0.0
     micro_seconds: float = 0.0
     recoveries: int = 0
@@ -68,7 +70,7 @@ class Loop:
         while reason is None:
             fraction = self._agreed_fraction()
             plan = trainer.plan(fraction, self._tokens_left())
-            started = time.monotonic()
+            started, started_processor = time.monotonic(), time.process_time()
             try:
                 result = trainer.train_step(plan, self._stop)
             except MicroBatchTooLarge:
@@ -82,6 +84,8 @@ class Loop:
                 break
             self.budget.tokens_used = trainer.tokens
             is_bad = self._is_bad(result)
+            self.step_seconds += time.monotonic() - started
+            self.processor_seconds += time.process_time() - started_processor
             self.micro_seconds = max((time.monotonic() - started) / plan.micro_batches, 0.9 * self.micro_seconds)
             if is_bad:
                 self._recover(result)
@@ -91,6 +95,13 @@ class Loop:
         self.display.finish()
         self._finish(reason)
         return reason
+
+    def spent(self) -> dict[str, float]:
+        """Seconds in optimizer steps alone, without validations and checkpoints: by the clock, and of processors.
+
+        On a GPU the host's clock: steps are not waited for one by one.
+        """
+        return {"step_seconds": round(self.step_seconds, 3), "processor_seconds": round(self.processor_seconds, 3)}
 
     # --- deciding
 
@@ -152,6 +163,7 @@ class Loop:
             "fraction": fraction,
             "tokens_per_second": tokens_per_second,
             "model_flops_utilization": tokens_per_second * rate / self.gemm_rate,
+            **self.spent(),
         }
         self.log.write("step", **self.last_metrics)
         self.display.step(self.last_metrics, self.budget.elapsed, self.budget.seconds_to_go(tokens_per_second))
@@ -167,7 +179,7 @@ class Loop:
                 max_rows=VALIDATION_ROWS.get(trainer.device.type, 128),
                 autocast_dtype=trainer.precision.dtype,
             )
-            self.log.write("validation", step=trainer.step, **{**result, "tokens": trainer.tokens})
+            self.log.write("validation", step=trainer.step, **{**result, "tokens": trainer.tokens}, **self.spent())
             self.display.message(
                 f"validation at step {trainer.step}: "
                 f"loss {result['loss']:.3f}, accuracy {100 * result['accuracy']:.1f} %"
@@ -186,7 +198,7 @@ class Loop:
     def _save(self) -> None:
         if self.trainer.world.is_leader and self._saved_step != self.trainer.step:
             started = time.monotonic()
-            state = {**self.trainer.state(), "elapsed": self.budget.elapsed}
+            state = {**self.trainer.state(), "elapsed": self.budget.elapsed, **self.spent()}
             path = save_checkpoint(
                 self.checkpoints, self.trainer.step, self.trainer.model, self.trainer.optimizer, state
             )

@@ -177,9 +177,11 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
         seed=settings.seed, device=device, precision=precision, world=world,
     )  # fmt: skip
     gemm_rate = gemm_flops_per_second(device, precision.gemm_dtype)
+    state: dict[str, Any] = {}
     if (run.path / "checkpoints").is_dir() and any((run.path / "checkpoints").glob("step-*")):
         checkpoint = latest_checkpoint(run.checkpoints)
-        trainer.restore(load_checkpoint(checkpoint, model, trainer.optimizer))
+        state = load_checkpoint(checkpoint, model, trainer.optimizer)
+        trainer.restore(state)
         budget.tokens_used = trainer.tokens
         log.write("resume", step=trainer.step, path=checkpoint.name)
         display.message(f"resumed from {checkpoint.name}: {trainer.tokens:,} tokens, {duration(budget.elapsed)} used")
@@ -192,6 +194,7 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
     loop = Loop(
         trainer=trainer, budget=budget, log=log, display=display, checkpoints=run.checkpoints,
         validation=prepared.validation, stop_request=stop_request, gemm_rate=gemm_rate, execution=execution,
+        step_seconds=state.get("step_seconds", 0.0), processor_seconds=state.get("processor_seconds", 0.0),
     )  # fmt: skip
     log.write(
         "start",
@@ -238,7 +241,7 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         trainer.model, prepared.validation, device=trainer.device, max_rows=FINAL_VALIDATION_ROWS,
         autocast_dtype=trainer.precision.dtype,
     )  # fmt: skip
-    log.write("validation", step=trainer.step, **{**validation, "tokens": trainer.tokens})
+    log.write("validation", step=trainer.step, **{**validation, "tokens": trainer.tokens}, **loop.spent())
     tokens_per_second = trainer.tokens / train_seconds
     metadata = prepared.metadata
     summary = {
@@ -250,6 +253,7 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         "budget_seconds": loop.budget.seconds,
         "budget_tokens": loop.budget.tokens,
         "train_seconds": round(train_seconds, 3),
+        **loop.spent(),
         "tokens": trainer.tokens,
         "epochs": round(trainer.rows / len(prepared.train), 4),
         "optimizer_steps": trainer.step,
