@@ -114,7 +114,9 @@ class Runner:
 
     def _pretrain(self, run: Run, cell: Cell, deadline: float | None) -> bool:
         """Whether it came to its end."""
-        arguments = self._resume(run) if run.path.exists() else self._start(cell)
+        if not run.checkpoints.is_dir():
+            shutil.rmtree(run.path, ignore_errors=True)  # killed before there was anything to go on from
+        arguments = ["--resume", "--name", run.name] if run.path.exists() else self._start(cell)
         command = [sys.executable, "-m", "cramming_train.pretrain", *arguments, "--out", str(self.runs)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
@@ -141,13 +143,6 @@ class Runner:
         overrides = ["--set", *contender.overrides] if contender.overrides else []
         name = ["--name", cell.run_name, "--seed", cell.seed]
         return [str(word) for word in ("--recipe", contender.name, *overrides, *budget, *name, *self.options)]
-
-    @staticmethod
-    def _resume(run: Run) -> list[str]:
-        if not run.checkpoints.is_dir():  # killed before there was anything to go on from
-            shutil.rmtree(run.path)
-            raise RunError(f"{run.path}: was killed before its first checkpoint and is removed; run the command again")
-        return ["--resume", "--name", run.name]
 
 
 def describe(run: Run, cell: Cell) -> dict[str, Any]:
