@@ -102,4 +102,5 @@ def test_characters_per_token(small_data):
     rows = small_data.validation.read(0, len(small_data.validation))
     ids = [int(number) for number in rows.reshape(-1) if number >= 7]
     text = small_data.tokenizer.decode(ids)
-    assert characters_per_token(small_data) == pytest.approx(len(text) / len(ids), rel=0.04)  # decoding drops the spaces before full stops
+    # decoding drops the spaces before full stops
+    assert characters_per_token(small_data) == pytest.approx(len(text) / len(ids), rel=0.04)
