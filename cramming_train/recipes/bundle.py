@@ -56,8 +56,8 @@ class Recipe:
         return cls(content["name"], **parts)
 
 
-def _bundle(name: str, architecture: str, training: str) -> Recipe:
-    return Recipe(name, ARCHITECTURES[architecture], TRAININGS[training], DATASETS["crammed"], EVALUATIONS["glue-sane"])
+def _bundle(name: str, architecture: str, training: str, data: str = "crammed") -> Recipe:
+    return Recipe(name, ARCHITECTURES[architecture], TRAININGS[training], DATASETS[data], EVALUATIONS["glue-sane"])
 
 
 BUNDLES = {
@@ -65,7 +65,7 @@ BUNDLES = {
     for r in (
         _bundle("crammed-bert", "crammed-bert", "bert-o4"),
         _bundle("crammed-bert-mini", "crammed-bert-mini", "bert-o4-mini"),
-        _bundle("cram-mini", "cram-mini", "cram-mini"),
+        _bundle("cram-mini", "cram-mini", "cram-mini", "cram"),
         _bundle("crammed-bert-simple", "crammed-bert-simple", "bert-o4"),
         _bundle("bert-base", "bert-base", "bert-original"),
         _bundle("bert-tiny", "bert-tiny", "bert-o4-mini"),

@@ -39,4 +39,4 @@ class Data:
         check_positive_or_none(self, "compression_threshold", "max_rows")
 
 
-DATASETS = {d.name: d for d in (Data("crammed"),)}
+DATASETS = {d.name: d for d in (Data("crammed"), Data("cram", order="random"))}
