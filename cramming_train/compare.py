@@ -19,6 +19,7 @@ from pathlib import Path
 from cramming_train.data.prepare import AUTO
 from cramming_train.display import duration
 from cramming_train.errors import UsageError, command
+from cramming_train.signals import terminate_by_exception
 from cramming_train.study.cells import Cell, Results, Runner, cells_in_turn
 from cramming_train.study.contender import Contender, parse_contenders
 from cramming_train.study.pictures import draw
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = Runner(arguments.runs or arguments.out / "runs", ("--data", *arguments.data), arguments.keep)
     results = Results(arguments.out)
     cells = cells_in_turn(contenders, arguments.seeds)
-    ended = run(cells, results, runner, arguments.max_minutes)
+    with terminate_by_exception():
+        ended = run(cells, results, runner, arguments.max_minutes)
     finished = [line for cell in cells if (line := results.get(cell)) is not None]
     page = write_page(arguments.out, contenders, finished, arguments.clock, sys.argv[1:] if argv is None else argv)
     print(page)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cramming_train.errors import RunError, UsageError
+from cramming_train.errors import Interrupted, RunError, UsageError
 from cramming_train.runs import Run
 from cramming_train.study.contender import Contender
 from cramming_train.study.text import characters_per_token
@@ -102,7 +102,7 @@ class Runner:
         """The cell's line, or None where the deadline (of the clock) stopped it: its run is saved then.
 
         Raises:
-            RunError: the run failed; its last words are shown. KeyboardInterrupt: as it says; the run is saved.
+            RunError: the run failed; its last words are shown. KeyboardInterrupt, Interrupted: the run is saved.
         """
         run = Run((self.runs / cell.run_name).resolve())
         if run.summary is None and not self._pretrain(run, cell, deadline):
@@ -121,14 +121,14 @@ class Runner:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             status = process.wait(None if deadline is None else max(deadline - self.clock(), 0))
-        except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
+        except (subprocess.TimeoutExpired, KeyboardInterrupt, Interrupted) as stop:
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            if isinstance(stop, KeyboardInterrupt):
+            if not isinstance(stop, subprocess.TimeoutExpired):
                 raise
             return run.summary is not None
         if status in STOPPED:
