@@ -19,6 +19,8 @@ from torch.utils.flop_counter import flop_registry
 
 from cramming_train.masking import masking_counts
 from cramming_train.model import MaskedLM, parameter_count
+from cramming_train.optim.muon import ITERATIONS
+from cramming_train.optim.optimizer import matrices_of
 from cramming_train.recipes import Recipe
 
 BLOCK = 512  # bytes: what PyTorch's allocator for GPUs rounds up to
@@ -86,13 +88,14 @@ def dry_step(recipe: Recipe, rows: int, dtype: torch.dtype, device_type: str) ->
                     ids_T, labels_M, positions_M, cu_seqlens, data.row_length, dropout_seed=seed, grad_scale=scale
                 )
             (result.loss if scale is None else result.loss * scale).backward()
-    parameters = parameter_count(model)
+    parameters, matrices = parameter_count(model), matrices_of(model) if t.optimizer == "muon" else []
     workspace = _loss_workspace(masked, recipe, dtype, device_type)
     return DryStep(
-        rows, rows * data.row_length, parameters, tuple(watch.operations), _optimizer(parameters, scale is not None),
+        rows, rows * data.row_length, parameters, tuple(watch.operations),
+        _optimizer(parameters, matrices, scale is not None),
         parameter_bytes=4 * parameters,
         gradient_bytes=4 * parameters,
-        moment_bytes=8 * parameters,
+        moment_bytes=8 * parameters - 4 * sum(rows * columns for rows, columns in matrices),
         activation_bytes=watch.highest(workspace),
     )  # fmt: skip
 
@@ -114,13 +117,21 @@ def _loss_workspace(masked: int, recipe: Recipe, dtype: torch.dtype, device_type
     return min(masked * vocabulary * dtype.itemsize, limit) + cast
 
 
-def _optimizer(parameters: int, scaled: bool) -> Operation:
-    """Bytes of an update in fp32.
+def _optimizer(parameters: int, matrices: list[tuple[int, int]], scaled: bool) -> Operation:
+    """An update in fp32; ``matrices`` are those that Muon takes, AdamW takes the rest.
 
     The norm reads the gradients, clipping reads and writes them, and so does unscaling; the fused AdamW reads weights,
-    gradients and two moments and writes all but the gradients.
+    gradients and two moments and writes all but the gradients. Muon has one moment, and passes over its update once
+    more on either side of the iteration, which is three products each time.
     """
-    return Operation(OPTIMIZER, "AdamW", 0.0, parameters * (4 + 8 + (8 if scaled else 0) + 28))
+    taken = sum(rows * columns for rows, columns in matrices)
+    before, adam, muon = 4 + 8 + (8 if scaled else 0), 28, 40
+    moved = parameters * before + (parameters - taken) * adam + taken * muon
+    flops = 0
+    for sides in matrices:
+        short, long = sorted(sides)
+        flops += ITERATIONS * (4 * short * short * long + 2 * short**3)
+    return Operation(OPTIMIZER, "Muon and AdamW" if matrices else "AdamW", float(flops), moved)
 
 
 class Watch(TorchDispatchMode):

@@ -43,6 +43,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("lr_share", 1.0)
 
 
+def matrices_of(model: nn.Module) -> list[tuple[int, int]]:
+    """Sides of every matrix that Muon would take."""
+    named = [(p, _blocks(name)) for name, p in model.named_parameters()]
+    return [(p.shape[0] // count, p.shape[1]) for p, count in named for _ in range(count)]
+
+
 class Together(torch.optim.Optimizer):
     """Several optimizers as one: their groups, and their states by parameter."""
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from cramming_train.checkpoint import optimizer_tensors, restore_optimizer
+from cramming_train.dry_step import dry_step
 from cramming_train.model import MaskedLM
 from cramming_train.optim.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalised
-from cramming_train.optim.optimizer import Together, build_optimizer, set_learning_rate
-from cramming_train.recipes import ARCHITECTURES, TRAININGS
+from cramming_train.optim.optimizer import Together, build_optimizer, matrices_of, set_learning_rate
+from cramming_train.recipes import ARCHITECTURES, TRAININGS, get_recipe
 from tests.model.cases import gradients, random_batch, random_model, small
 
 MUON = dataclasses.replace(
@@ -143,6 +144,22 @@ def test_its_state_goes_through_a_checkpoint():
 def test_bad_blocks_are_named():
     with pytest.raises(ValueError, match=r"blocks: got a parameter of shape \(8, 4\) in 3 blocks"):
         Muon([(torch.nn.Parameter(torch.zeros(8, 4)), 3)], lr=0.02, momentum=0.9, weight_decay=0.0)
+
+
+def test_what_a_step_costs():
+    """One moment less on the matrices, and the products of the iteration."""
+    with torch.device("meta"):
+        model = MaskedLM(small("cram", layers=1, hidden=24, ffn_hidden=40), 67)
+    assert matrices_of(model) == [(24, 24)] * 4 + [(40, 24), (24, 20)]
+    recipe = get_recipe("cram-mini")
+    muon, adam = (
+        dry_step(dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, optimizer=name)), 1,
+                 torch.float32, "cpu")
+        for name in ("muon", "adamw")
+    )  # fmt: skip
+    assert adam.moment_bytes - muon.moment_bytes == 4 * 4 * 256 * (4 * 256 + 1024 + 512)
+    square, wide, half = (4 * 256**2 * n + 2 * 256**3 for n in (256, 1024, 512))
+    assert muon.optimizer.flops == 4 * ITERATIONS * (4 * square + wide + half) and adam.optimizer.flops == 0
 
 
 def test_the_full_model_is_covered():

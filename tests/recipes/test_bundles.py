@@ -56,7 +56,7 @@ def content(**changes):
 @pytest.mark.parametrize("broken, error", [
     ({k: v for k, v in content().items() if k != "data"}, KeyError),
     ({k: v for k, v in content().items() if k != "name"}, KeyError),
-    (content(training={**content()["training"], "momentum": 0.9}), TypeError),
+    (content(training={**content()["training"], "inertia": 0.9}), TypeError),
     (content(training={"name": "x", "peak_lr": -1.0}), ValueError),
     (content(architecture={"name": "x"}), TypeError),
     (content(evaluation={**content()["evaluation"], "betas": [0.9]}), ValueError),

@@ -10,10 +10,16 @@ from cramming_train.recipes import ARCHITECTURES, BUNDLES, DATASETS, EVALUATIONS
 ARCHITECTURE = {
     "gate": "second", "max_length": 128, "rope_base": 10000.0, "norm_eps": 1e-12, "init_std": 0.02, "dropout": 0.1,
     "attention_dropout": 0.1, "embedding_dropout": 0.1, "document_attention": False, "window": None,
+    "first_attention_norm": True, "output_init": "normal", "qk_norm": False,
 }  # fmt: skip
 CRAMMED = {
     **ARCHITECTURE, "ffn": "geglu", "norm": "pre", "final_norm": True, "positions": "scaled-sinusoidal",
     "linear_bias": False, "head_transform": False, "decoder_bias": False,
+}  # fmt: skip
+CRAM = {
+    **ARCHITECTURE, "ffn": "geglu", "gate": "first", "norm": "pre", "final_norm": True, "positions": "rope",
+    "linear_bias": False, "head_transform": True, "decoder_bias": True, "first_attention_norm": False,
+    "norm_eps": 1e-5, "output_init": "zero",
 }  # fmt: skip
 CLASSIC = {
     **ARCHITECTURE, "ffn": "gelu", "final_norm": False, "positions": "learned", "linear_bias": True,
@@ -22,6 +28,8 @@ CLASSIC = {
 EXPECTED_ARCHITECTURES = {
     "crammed-bert": {**CRAMMED, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
     "crammed-bert-mini": {**CRAMMED, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
+    "cram": {**CRAM, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
+    "cram-mini": {**CRAM, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
     "crammed-bert-simple": {**CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "pre"},
     "bert-base": {
         **CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "post", "max_length": 512,
@@ -37,7 +45,8 @@ EXPECTED_ARCHITECTURES = {
 ADAMW = {
     "optimizer": "adamw", "betas": (0.9, 0.98), "eps": 1e-12, "weight_decay": 0.01, "grad_clip": None, "warmup": 0.0,
     "batch_ramp": 0.0, "micro_batch_size": 128, "random_share": 0.1, "keep_share": 0.1, "dropout": False,
-    "precision": "fp16", "compile": "auto", "cuda_graph": True,
+    "precision": "fp16", "compile": "auto", "cuda_graph": True, "matrix_lr": 0.02, "momentum": 0.95,
+    "embedding_lr": None, "head_lr": None, "cooldown": 0.4, "z_loss": 0.0, "unigram_bias": False,
 }  # fmt: skip
 QUARTER = {"masking_rate": 0.25, "masking_rate_final": 0.25}
 BERT_RATE = {"masking_rate": 0.15, "masking_rate_final": 0.15}
@@ -49,6 +58,10 @@ EXPECTED_TRAININGS = {
     "bert-o4-mini": {
         **ADAMW, **QUARTER, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 32, "micro_batch_size": 32,
         "grad_clip": 0.5,
+    },
+    "cram-mini": {
+        **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
+        "batch_size": 32, "micro_batch_size": 32, "unigram_bias": True,
     },
     "bert-o3": {
         **ADAMW, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 4096, "batch_ramp": 0.5, "grad_clip": 0.5,
@@ -79,6 +92,7 @@ EXPECTED_DATA = {
         "max_rows": None, "validation_fraction": 0.005, "tokenizer_characters": 100_000_000, "seed": 0,
     },
 }  # fmt: skip
+EXPECTED_DATA["cram"] = {**EXPECTED_DATA["crammed"], "order": "random"}
 
 GLUE = {
     "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0, "max_length": 128, "dropout": 0.1,
@@ -116,6 +130,7 @@ def test_what_each_bundle_is_made_of():
     assert parts == {
         "crammed-bert": ("crammed-bert", "bert-o4", "crammed", "glue-sane"),
         "crammed-bert-mini": ("crammed-bert-mini", "bert-o4-mini", "crammed", "glue-sane"),
+        "cram-mini": ("cram-mini", "cram-mini", "cram", "glue-sane"),
         "crammed-bert-simple": ("crammed-bert-simple", "bert-o4", "crammed", "glue-sane"),
         "bert-base": ("bert-base", "bert-original", "crammed", "glue-sane"),
         "bert-tiny": ("bert-tiny", "bert-o4-mini", "crammed", "glue-sane"),
