@@ -16,6 +16,7 @@ from benchmarks.guard import INSTRUCTIONS, Guarded, exceeded, guarded
 pytest.importorskip("triton", reason="triton is not installed")
 LOADS, STORES = r"ld\.global|cp\.async\.c", r"st\.global"
 SIMPLE = Guarded("layer_norm", CUDA, "forward")
+MULTIPLYING = ("attention short, CUDA C++, forward", "mlm_loss recompute, CUDA C++, forward")
 
 
 def name(one):
@@ -64,8 +65,14 @@ def planted(within, which):
         Module.program = original
 
 
-EXTRA = [pytest.param(one, LOADS, id=f"{name(one)}-loads") for one in guarded()] + [
-    pytest.param(one, STORES, id=f"{name(one)}-stores", marks=[] if one == SIMPLE else pytest.mark.exhaustive)
+def stands_for_others(one):
+    """Triton's kernels are quick to run; of the CUDA ones, the simplest and one a family that multiplies."""
+    return one.language != CUDA or str(one) in (str(SIMPLE), *MULTIPLYING)
+
+
+EXTRA = [
+    pytest.param(one, which, id=f"{name(one)}-{kind}", marks=[] if by_default(one) else pytest.mark.exhaustive)
+    for which, kind, by_default in ((LOADS, "loads", stands_for_others), (STORES, "stores", SIMPLE.__eq__))
     for one in guarded()
 ]
 
