@@ -89,9 +89,15 @@ def _default_name(recipe: Recipe, world: World) -> str:
     return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def check_name(option: str, name: str) -> None:
+    """UsageError where the name cannot be that of a run's folder."""
+    if not re.fullmatch(r"[\w.\-]+", name):
+        raise UsageError(f"{option} {name}: want letters, digits, '.', '_' and '-'")
+
+
 def _check_free(run: Run, name: str | None) -> None:
-    if name is not None and not re.fullmatch(r"[\w.\-]+", name):
-        raise UsageError(f"--name {name}: want letters, digits, '.', '_' and '-'")
+    if name is not None:
+        check_name("--name", name)
     if run.path.exists():
         raise UsageError(f"{run.path}: exists already; continue it with --resume, or choose another --name")
     folder = run.path.parent

@@ -13,6 +13,14 @@ from cramming_train.checkpoint import write_json_atomically
 from cramming_train.runs import SUMMARY_FILE, Run
 
 DAY_SECONDS = 24 * 3600
+RULES = (
+    "a transformer trained with masked language modelling, from scratch",
+    "no pretrained model in any part of the pipeline",
+    "any raw text except downstream data",
+    "one GPU, 24 hours",
+    "judged on GLUE, one set of hyperparameters, at most 5 epochs",
+)
+NOT_JUDGED = "not yet: run python -m cramming_train.evaluate --suite glue"
 
 
 def kernels_used(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -50,21 +58,27 @@ def rules(summary: dict[str, Any], metadata: dict[str, Any], evaluated: bool) ->
     world, seconds = summary["processes"], summary["train_seconds"]
     over_time = seconds > DAY_SECONDS
     hardware = f"{world} process(es) on {summary['device']}, {seconds:,.0f} seconds"
-    judged = "evaluated on GLUE" if evaluated else "not yet: run python -m cramming_train.evaluate --suite glue"
+    judged = "evaluated on GLUE" if evaluated else NOT_JUDGED
+    start = summary.get("initial_weights")
+    from_scratch = (
+        "random initialisation" if start is None else f"outside the rules: started from the weights of {start}"
+    )
+    if start is not None:
+        tokenizer_why = f"the weights of {start} are a part"
     return [
-        _rule(
-            "a transformer trained with masked language modelling, from scratch",
-            True,
-            "random initialisation",
-        ),
-        _rule(
-            "no pretrained model in any part of the pipeline",
-            True,
-            tokenizer_why,
-        ),
-        _rule("any raw text except downstream data", text_kept, text_why),
-        _rule("one GPU, 24 hours", world == 1 and not over_time, hardware),
-        _rule("judged on GLUE, one set of hyperparameters, at most 5 epochs", evaluated, judged),
+        _rule(RULES[0], start is None, from_scratch),
+        _rule(RULES[1], start is None, tokenizer_why),
+        _rule(RULES[2], text_kept, text_why),
+        _rule(RULES[3], world == 1 and not over_time, hardware),
+        _rule(RULES[4], evaluated, judged),
+    ]
+
+
+def imported_rules(why: str) -> list[dict[str, Any]]:
+    """The rules for weights that were trained elsewhere: none is known to be kept."""
+    return [
+        *(_rule(rule, False, f"outside the rules: {why}") for rule in RULES[:4]),
+        _rule(RULES[4], False, NOT_JUDGED),
     ]
 
 
