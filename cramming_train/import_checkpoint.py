@@ -24,15 +24,18 @@ from cramming_train.exchange.files import read_config, read_weights
 from cramming_train.exchange.vocabulary import read_tokenizer
 from cramming_train.model import MaskedLM, parameter_count
 from cramming_train.recipes import EVALUATIONS, TRAININGS, Architecture, Data, Recipe
-from cramming_train.report import SHOWN
 from cramming_train.runs import DEFAULT_RUNS_DIR, RECIPE_FILE, TOKENIZER_FILE, Run
 from cramming_train.starting import check_name
-from cramming_train.summary import imported_rules, write_summary
+from cramming_train.summary import rules, write_summary
 
 FORMATS = {kind.MODEL_TYPE: kind for kind in (bert, modernbert, custom)}
 ROW_LENGTH = 128
 NEVER = -1e4  # decoder bias of a token that the weights do not know: its probability is 0, in fp16 too
 NAME = "imported"
+NOT_KNOWN = (  # of summary.json
+    "device", "seed", "budget_seconds", "train_seconds", "tokens", "optimizer_steps", "tokens_per_second",
+    "model_flops_utilization", "train_loss", "validation_loss", "validation_accuracy",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -157,25 +160,23 @@ def _settings(run: Run, architecture: Architecture, vocab_size: int, source: Pat
         "tokens": None,
         "text_column": "text",
         "data": {"sources": [], "path": None, "fingerprint": None, "device_type": "cpu"},
-        "imported_from": str(source.resolve()),
     }
 
 
 def _summary(run: Run, model: MaskedLM, source: Path) -> dict[str, Any]:
-    why = f"weights imported from {source.resolve()}, trained elsewhere"
-    return {
-        **dict.fromkeys(SHOWN),
+    """The content of summary.json: what is not known is null."""
+    notice = f"imported weights ({source.resolve()}): how they were trained is not known here"
+    data = {"source": "not known", "source_kind": NAME, "fingerprint": None, "rows": 0, "notices": [notice]}
+    summary = {
+        **dict.fromkeys(NOT_KNOWN),
         "name": run.name,
         "recipe": NAME,
-        "imported_from": str(source.resolve()),
+        "imported": str(source.resolve()),
         "parameters": parameter_count(model),
-        "data": {
-            "source": "not known", "source_kind": NAME, "fingerprint": None, "rows": 0, "notices": [why],
-            "unigram_loss": None,
-        },
-        "rules": imported_rules(why),
+        "data": {**data, "unigram_loss": None},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }  # fmt: skip
+    }
+    return {**summary, "rules": rules(summary, data, evaluated=False)}
 
 
 if __name__ == "__main__":
