@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,14 +78,21 @@ def import_checkpoint(source: Path, target: Path) -> Run:
     architecture, weights = _read(config, config_path, source)
     tokenizer, renumbering = read_tokenizer(source)
     model = fitted(architecture, renumber(weights, renumbering, source), len(renumbering), source)
-    run = Run(target.resolve())
-    run.path.mkdir(parents=True)
-    (run.path / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
-    no_optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # has no state to store
-    save_checkpoint(run.checkpoints, 0, model, no_optimizer, {"vocab_size": model.vocab_size})
-    write_json_atomically(run.path / RECIPE_FILE, _settings(run, architecture, model.vocab_size, source))
-    write_summary(run, _summary(run, model, source))
-    return run
+    try:
+        recipe = _recipe(architecture, model.vocab_size)
+    except ValueError as error:
+        raise UsageError(f"{config_path}: {error}") from None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=target.parent) as temporary:
+        run = Run(Path(temporary) / target.name)
+        run.path.mkdir()
+        (run.path / TOKENIZER_FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+        no_optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # has no state to store
+        save_checkpoint(run.checkpoints, 0, model, no_optimizer, {"vocab_size": model.vocab_size})
+        write_json_atomically(run.path / RECIPE_FILE, _settings(run, recipe))
+        write_summary(run, _summary(run, model, source))
+        run.path.rename(target)
+    return Run(target.resolve())
 
 
 def _read(config: dict[str, Any], path: Path, folder: Path) -> tuple[Architecture, dict[str, torch.Tensor]]:
@@ -144,14 +152,18 @@ def fitted(architecture: Architecture, weights: dict[str, torch.Tensor], vocab_s
     return model
 
 
-def _settings(run: Run, architecture: Architecture, vocab_size: int, source: Path) -> dict[str, Any]:
-    """The content of recipe.json. How the weights were trained is not known; the training recipe is a default."""
+def _recipe(architecture: Architecture, vocab_size: int) -> Recipe:
+    """How the weights were trained is not known; the training recipe is a default."""
     row_length = min(ROW_LENGTH, architecture.max_length)
     data = Data(NAME, clean="none", vocab_size=vocab_size, row_length=row_length)
     training = dataclasses.replace(TRAININGS["bert-o4"], name=NAME)
     evaluation = EVALUATIONS["glue-sane"]
     evaluation = dataclasses.replace(evaluation, max_length=min(evaluation.max_length, architecture.max_length))
-    recipe = Recipe(NAME, architecture, training, data, evaluation)
+    return Recipe(NAME, architecture, training, data, evaluation)
+
+
+def _settings(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """The content of recipe.json."""
     return {
         "name": run.name,
         "recipe": recipe.to_dict(),
