@@ -273,6 +273,12 @@ def test_a_foreign_bert(files, tmp_path):
     assert pipeline.tokenizer.encode(pipeline.clean("The FOXES! <s> Crème"), add_special_tokens=False).tokens == [
         "the", "fox", "##es", "!", "<unk>", "<unk>", "<unk>", "creme",
     ]  # fmt: skip
+    again = transformers.AutoTokenizer.from_pretrained(exported(run, tmp_path / "again"))  # proves its logits itself
+    assert again("The FOXES!").input_ids == [
+        4,
+        *pipeline.tokenizer.encode("the foxes!", add_special_tokens=False).ids,
+        5,
+    ]
 
 
 def test_a_cased_bert_keeps_its_case(tmp_path):
