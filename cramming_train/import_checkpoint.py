@@ -106,7 +106,7 @@ def _read(config: dict[str, Any], path: Path, folder: Path) -> tuple[Architectur
         architecture = kind.architecture_of(arch, str(path))
     except KeyError as error:
         raise UsageError(f"{path}: has no {error}") from None
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:  # a value of another type than it has to be
         raise UsageError(f"{path}: {error}") from None
     weights, file = read_weights(folder)
     return architecture, kind.imported(architecture, weights, str(file))

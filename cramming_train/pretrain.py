@@ -17,7 +17,7 @@ from cramming_train import report
 from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
-from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
+from cramming_train.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
 from cramming_train.data.prepare import AUTO
@@ -171,9 +171,9 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
     training = settings.recipe.training
     precision = Precision(training.precision, device)
     model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed)
-    if settings.init_from is not None:
+    if settings.init_from is not None and not list_checkpoints(run.checkpoints):
         load_initial_weights(model, settings.init_from)
-    elif training.unigram_bias:
+    if settings.init_from is None and training.unigram_bias:
         start_at_unigram(model, prepared.train)
     model.to(device)
     trainer = Trainer(

@@ -22,7 +22,10 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Path]:
     """The configuration and its file; UsageError where there is none."""
     for name in CONFIGS:
         if (folder / name).is_file():
-            return read_json(folder / name), folder / name
+            config = read_json(folder / name)
+            if not isinstance(config, dict):
+                raise UsageError(f"{folder / name}: want a JSON object")
+            return config, folder / name
     raise UsageError(f"{folder}: no {' or '.join(CONFIGS)}; want the folder of a model")
 
 

@@ -10,7 +10,9 @@ import torch
 from cramming_train.errors import RunError, UsageError
 from cramming_train.model import MaskedLM
 
-TOLERANCE = 1e-5  # of the largest logit or of 1, whichever is more: rounding in fp32
+# Of the largest logit or of 1, whichever is more: rounding in fp32. Tests hold small models to 1e-5; sharp attention,
+# and ModernBERT's angles, which it computes in fp32, cost a trained model of many layers more than that.
+TOLERANCE = 1e-4
 SEED = 0
 
 

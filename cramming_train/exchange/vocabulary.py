@@ -23,7 +23,8 @@ from cramming_train.data.cleaning import normalizer
 from cramming_train.data.ready_rows import with_special_ids
 from cramming_train.data.special_tokens import CLS_ID, SEP_ID, SPECIAL_TOKENS
 from cramming_train.data.tokenizer import load_tokenizer
-from cramming_train.errors import UsageError
+from cramming_train.errors import RunError, UsageError
+from cramming_train.runs import read_json
 
 ROLES = ("pad_token", "bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _BERT_NAMES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<cls>", "[SEP]": "<sep>", "[MASK]": "<mask>"}
@@ -96,10 +97,13 @@ def _foreign(folder: Path) -> tokenizers.Tokenizer:
         return load_tokenizer(folder / "tokenizer.json")
     if not (folder / "vocab.txt").is_file():
         raise UsageError(f"{folder}: no tokenizer.json and no vocab.txt; put the tokenizer there")
-    lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    vocabulary = {token: number for number, token in enumerate(lines)}
+    try:
+        lines = (folder / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError:
+        raise RunError(f"{folder / 'vocab.txt'}: not UTF-8; the file is damaged") from None
+    vocabulary = {token.rstrip("\r"): number for number, token in enumerate(lines)}
     settings = folder / "tokenizer_config.json"
-    lower = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True) if settings.is_file() else True
+    lower = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
     tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

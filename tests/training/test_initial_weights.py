@@ -103,6 +103,12 @@ def test_a_resumed_run_begins_from_the_same_weights(first, place, pretrain, quic
     assert quick(*resume, "--init-from", "first") == 0
     whole, halted = Run(place / "whole").load_model().state_dict(), Run(place / "halted").load_model().state_dict()
     assert all(whole[name].equal(halted[name]) for name in whole)
+    # once it has a checkpoint of its own, it needs the other run no more
+    late = shutil.copytree(place / "halted", place / "late")
+    (late / "summary.json").unlink()
+    stored = json.loads((late / "recipe.json").read_text())
+    (late / "recipe.json").write_text(json.dumps({**stored, "init_from": "/gone/checkpoints/step-00000001"}))
+    assert quick("--resume", "--name", "late", "--out", place) == 0
 
 
 def test_other_architectures_and_vocabularies_are_refused(first, place, pretrain, capsys):
