@@ -17,7 +17,7 @@ from cramming_train import report
 from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
-from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
+from cramming_train.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
 from cramming_train.data.prepare import AUTO
@@ -26,6 +26,7 @@ from cramming_train.distributed import World, join_world
 from cramming_train.engine import Trainer
 from cramming_train.errors import Interrupted, UsageError, command
 from cramming_train.graph import Pace, graph_that_fits
+from cramming_train.initial_weights import load_initial_weights
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count, start_at_unigram
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help="change the recipe, such as training=bert-izsak or training.batch_size=64")  # fmt: skip
     parser.add_argument("--data", nargs="+", metavar="SOURCE", help=f"as in cramming_train.prepare (default {AUTO})")
     parser.add_argument("--text-column", help="column of .jsonl, .csv, .parquet and hub sources (default text)")
+    parser.add_argument("--init-from", metavar="RUN", help="start from that run's weights: outside the rules")
     parser.add_argument("--name", help="the run's name (default: recipe and time)")
     parser.add_argument("--out", type=Path, default=DEFAULT_RUNS_DIR, help="folder of runs (default ./runs)")
     parser.add_argument("--resume", action="store_true", help="continue the named run, or the latest")
@@ -169,7 +171,9 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
     training = settings.recipe.training
     precision = Precision(training.precision, device)
     model = build_model(settings.recipe.architecture, prepared.vocab_size, seed=settings.seed)
-    if training.unigram_bias:
+    if settings.init_from is not None and not list_checkpoints(run.checkpoints):
+        load_initial_weights(model, settings.init_from)
+    if settings.init_from is None and training.unigram_bias:
         start_at_unigram(model, prepared.train)
     model.to(device)
     trainer = Trainer(
@@ -250,6 +254,7 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         "device": device_name(trainer.device),
         "processes": world.size,
         "seed": settings.seed,
+        "init_from": settings.init_from and str(settings.init_from),
         "budget_seconds": loop.budget.seconds,
         "budget_tokens": loop.budget.tokens,
         "train_seconds": round(train_seconds, 3),

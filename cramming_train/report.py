@@ -158,7 +158,8 @@ def _page(run: Run, pictures: list[tuple[str, Path]], scores: dict[str, Any] | N
     if summary is None:
         lines += ["The run has not ended.", ""]
     else:
-        lines += ["| | |", "|---|---|", *(f"| {key} | {_number(summary[key])} |" for key in SHOWN)]
+        shown = [key for key in SHOWN if summary[key] is not None]  # of imported weights little is known
+        lines += ["| | |", "|---|---|", *(f"| {key} | {_number(summary[key])} |" for key in shown)]
         lines += [f"| data | {summary['data']['source']} ({summary['data']['rows']:,} rows) |", ""]
         lines += [f"> **{notice}**\n" for notice in summary["data"]["notices"]]
         lines += ["## The rules", ""]

@@ -16,6 +16,7 @@ from cramming_train.data import PreparedData, prepare_data
 from cramming_train.data.prepare import AUTO
 from cramming_train.distributed import World
 from cramming_train.errors import RunError, UsageError
+from cramming_train.initial_weights import check_vocabulary, initial_checkpoint, run_of
 from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe, is_set
 from cramming_train.runs import RECIPE_FILE, TOKENIZER_FILE, Run, find_run, latest_run
 
@@ -33,6 +34,7 @@ class Settings:
     sources: tuple[str, ...]
     text_column: str
     micro_batch_given: bool = False  # by the command line: then it is not for the machine to choose
+    init_from: Path | None = None  # the checkpoint whose weights come instead of random ones
 
 
 def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
@@ -52,6 +54,7 @@ def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
         tuple(arguments.data or [AUTO]),
         arguments.text_column or "text",
         is_set(arguments.overrides, "training.micro_batch_size"),
+        arguments.init_from and initial_checkpoint(arguments.init_from, arguments.out, recipe.architecture),
     )
 
 
@@ -68,6 +71,8 @@ def open_run(arguments: argparse.Namespace, device_type: str, world: World) -> t
     if world.is_leader:
         _check_free(run, arguments.name)
         prepared = _prepare(settings, device_type)
+        if settings.init_from is not None:
+            check_vocabulary(settings.init_from, prepared)
         _create(run, settings, prepared, device_type)
     world.barrier()
     return run, settings, prepare_for(run, settings)
@@ -89,9 +94,15 @@ def _default_name(recipe: Recipe, world: World) -> str:
     return f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def check_name(option: str, name: str) -> None:
+    """UsageError where the name cannot be that of a run's folder."""
+    if not re.fullmatch(r"[\w.\-]+", name):
+        raise UsageError(f"{option} {name}: want letters, digits, '.', '_' and '-'")
+
+
 def _check_free(run: Run, name: str | None) -> None:
-    if name is not None and not re.fullmatch(r"[\w.\-]+", name):
-        raise UsageError(f"--name {name}: want letters, digits, '.', '_' and '-'")
+    if name is not None:
+        check_name("--name", name)
     if run.path.exists():
         raise UsageError(f"{run.path}: exists already; continue it with --resume, or choose another --name")
     folder = run.path.parent
@@ -126,6 +137,7 @@ def stored_settings(run: Run, settings: Settings, prepared: PreparedData, device
         "hours": settings.hours,
         "tokens": settings.tokens,
         "text_column": settings.text_column,
+        "init_from": settings.init_from and str(settings.init_from),
         "data": {
             "sources": list(settings.sources),
             "path": str(prepared.path),
@@ -142,10 +154,13 @@ def _resumed_settings(run: Run, arguments: argparse.Namespace, device_type: str)
         settings = Settings(
             run.recipe, stored["seed"], stored["hours"], stored["tokens"],
             tuple(stored["data"]["sources"]), stored["text_column"],
+            init_from=Path(stored["init_from"]) if stored.get("init_from") else None,
         )  # fmt: skip
     except (KeyError, TypeError):
         raise RunError(f"{run.path / RECIPE_FILE}: not a run of this version") from None
+    started_from = settings.init_from and run_of(settings.init_from).path
     asked = {
+        "--init-from": (arguments.init_from and find_run(arguments.init_from, arguments.out).path, started_from),
         "--hours": (arguments.hours, settings.hours),
         "--tokens": (arguments.tokens, settings.tokens),
         "--seed": (arguments.seed, settings.seed),

@@ -13,6 +13,13 @@ from cramming_train.checkpoint import write_json_atomically
 from cramming_train.runs import SUMMARY_FILE, Run
 
 DAY_SECONDS = 24 * 3600
+RULES = (
+    "a transformer trained with masked language modelling, from scratch",
+    "no pretrained model in any part of the pipeline",
+    "any raw text except downstream data",
+    "one GPU, 24 hours",
+    "judged on GLUE, one set of hyperparameters, at most 5 epochs",
+)
 
 
 def kernels_used(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -36,7 +43,15 @@ def _processor() -> str:
 
 
 def rules(summary: dict[str, Any], metadata: dict[str, Any], evaluated: bool) -> list[dict[str, Any]]:
-    """The five rules of cramming, each kept or not, and why."""
+    """The five rules of cramming, each kept or not, and why.
+
+    Of ``imported`` weights none is known to be kept, and a run that started from another's weights (``init_from``)
+    breaks the first two.
+    """
+    judged = "evaluated on GLUE" if evaluated else "not yet: run python -m cramming_train.evaluate --suite glue"
+    if summary.get("imported"):
+        why = f"outside the rules: weights imported from {summary['imported']}, trained elsewhere"
+        return [*(_rule(rule, False, why) for rule in RULES[:4]), _rule(RULES[4], evaluated, judged)]
     epochs = summary["epochs"]
     repeats = f"; the rows were used {epochs:.1f} times" if epochs > 1 else ""
     source = metadata["source"]
@@ -50,21 +65,16 @@ def rules(summary: dict[str, Any], metadata: dict[str, Any], evaluated: bool) ->
     world, seconds = summary["processes"], summary["train_seconds"]
     over_time = seconds > DAY_SECONDS
     hardware = f"{world} process(es) on {summary['device']}, {seconds:,.0f} seconds"
-    judged = "evaluated on GLUE" if evaluated else "not yet: run python -m cramming_train.evaluate --suite glue"
+    init_from, start_why = summary.get("init_from"), "random initialisation"
+    if init_from:
+        start_why = f"outside the rules: started from the weights of {init_from}"
+        tokenizer_why = f"the weights of {init_from} are a part"
     return [
-        _rule(
-            "a transformer trained with masked language modelling, from scratch",
-            True,
-            "random initialisation",
-        ),
-        _rule(
-            "no pretrained model in any part of the pipeline",
-            True,
-            tokenizer_why,
-        ),
-        _rule("any raw text except downstream data", text_kept, text_why),
-        _rule("one GPU, 24 hours", world == 1 and not over_time, hardware),
-        _rule("judged on GLUE, one set of hyperparameters, at most 5 epochs", evaluated, judged),
+        _rule(RULES[0], not init_from, start_why),
+        _rule(RULES[1], not init_from, tokenizer_why),
+        _rule(RULES[2], text_kept, text_why),
+        _rule(RULES[3], world == 1 and not over_time, hardware),
+        _rule(RULES[4], evaluated, judged),
     ]
 
 

@@ -2,7 +2,7 @@
 
 ``ascii`` is the original's rule: quotes and dashes unified, lower case, accents stripped, what is still not ASCII
 dropped, spaces collapsed. ``unicode`` keeps every script: NFKC, lower case, control characters dropped, spaces
-collapsed.
+collapsed. ``none`` is for foreign weights, whose tokenizer does it all: text stays as it is, and cannot be prepared so.
 
 Each rule exists twice by necessity: as a Python function, which is fast on whole documents, and as a normaliser inside
 tokenizer.json, so that the tokenizer alone treats new text as it was treated in training. A test holds them equal.
@@ -34,7 +34,7 @@ RULES = ("ascii", "unicode")
 
 
 def clean_text(text: str, rule: str) -> str:
-    """One line of cleaned text."""
+    """The cleaned text: one line, except by the rule "none"."""
     return clean_counted(text, rule)[0]
 
 
@@ -52,6 +52,8 @@ def clean_counted(text: str, rule: str) -> tuple[str, int]:
     """The cleaned text, and how many characters the rule had to drop (accents and control characters not counted)."""
     dropped = 0
     text = _SURROGATE.sub("", text)  # halves of pairs are no characters, and cannot be encoded
+    if rule == "none":
+        return text, 0
     if rule == "ascii":
         if not text.isascii():
             text = _COMBINING.sub("", unicodedata.normalize("NFD", text.translate(_UNIFY).lower()))
@@ -66,7 +68,7 @@ def clean_counted(text: str, rule: str) -> tuple[str, int]:
 
 
 def normalizer(rule: str) -> normalizers.Normalizer:
-    """The same rule as a ``tokenizers`` normaliser."""
+    """The same rule, one of ``RULES``, as a ``tokenizers`` normaliser."""
     if rule == "ascii":
         steps = [normalizers.Replace(old, new) for old, new in _UNIFIED.items()]
         steps += [

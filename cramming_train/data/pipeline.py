@@ -20,7 +20,7 @@ import numpy as np
 import tokenizers
 
 from cramming_train.data import dedup
-from cramming_train.data.cleaning import clean_counted
+from cramming_train.data.cleaning import RULES, clean_counted
 from cramming_train.data.ordering import make_key, ordered_blocks, read_blocks
 from cramming_train.data.parallel import Workers
 from cramming_train.data.progress import Progress
@@ -63,6 +63,8 @@ def run_pipeline(
     has_validation: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Fill ``out`` with train/, validation/ and tokenizer.json; returns statistics for the metadata."""
+    if recipe.clean not in RULES:
+        raise UsageError(f"data.clean={recipe.clean}: raw text has to be cleaned; want {' or '.join(RULES)}")
     spooled = spool_documents(documents, recipe, scratch, workers, progress, has_validation)
     if spooled.spool.documents == 0:
         notice = drop_notice(spooled.statistics, recipe.clean)

@@ -14,7 +14,7 @@ class Data:
     """From text to rows. Every field is part of the cache key."""
 
     name: str
-    clean: str = "ascii"  # "ascii" (the original's) or "unicode"
+    clean: str = "ascii"  # "ascii" (the original's), "unicode", or "none" for the rows and the text of foreign weights
     vocab_size: int = 32768
     row_length: int = 128  # tokens
     compression_threshold: float | None = 0.3  # keep a document iff tokens < threshold * characters; None keeps all
@@ -27,7 +27,9 @@ class Data:
     seed: int = 0  # of the random order
 
     def __post_init__(self) -> None:
-        check_choice(self, clean=("ascii", "unicode"), deduplicate=("none", "paragraph", "substring"), order=ORDERS)
+        check_choice(
+            self, clean=("ascii", "unicode", "none"), deduplicate=("none", "paragraph", "substring"), order=ORDERS
+        )
         check_positive(self, "vocab_size", "row_length", "validation_fraction", "tokenizer_characters")
         check_share(self, "validation_fraction")
         if self.vocab_size < 64:

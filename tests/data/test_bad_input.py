@@ -40,6 +40,12 @@ def documents() -> list[str]:
     return Writer(11).documents(60)
 
 
+def test_the_cleaning_of_foreign_weights(documents, tmp_path, capsys):
+    """It is none at all: good for rows that are ready, not for text."""
+    path = write(tmp_path / "a.jsonl", documents)
+    assert "want ascii or unicode" in fails(capsys, tmp_path, path, status=2, settings=(*SETTINGS, "data.clean=none"))
+
+
 def test_the_same_call_succeeds_with_good_input(tmp_path, documents, capsys):
     """Or the other tests here would show nothing."""
     source = write(tmp_path / "good.jsonl", documents)

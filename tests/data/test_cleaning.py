@@ -129,6 +129,11 @@ def test_unicode_keeps_every_script(text, cleaned):
     assert clean_counted(text, "unicode") == (cleaned, 0)
 
 
+def test_no_cleaning():
+    """For foreign weights; halves of pairs, which no tokenizer takes, go all the same."""
+    assert clean_counted(" Crème\n\x00“b”\ud83d ", "none") == (" Crème\n\x00“b” ", 0)
+
+
 def test_cleaner_is_one_rule():
     assert cleaner("ascii")("Ä b") == "a b"
     assert cleaner("unicode")("Ä b") == "ä b"

@@ -26,6 +26,16 @@ def test_an_ordinary_run():
     assert "random initialisation" in result[0]["why"]
 
 
+def test_weights_that_come_from_elsewhere():
+    started = verdict(init_from="runs/first/checkpoints/step-00000003")
+    assert [rule["kept"] for rule in started] == [False, False, True, True, False]
+    assert "outside the rules" in started[0]["why"] and "runs/first" in started[1]["why"]
+    imported = rules({"imported": "their/model"}, {}, evaluated=False)
+    assert [rule["kept"] for rule in imported] == [False] * 5
+    assert all("their/model" in rule["why"] for rule in imported[:4])
+    assert [rule["rule"] for rule in imported] == [rule["rule"] for rule in started]
+
+
 def test_it_is_judged_once_evaluated():
     before, after = verdict()[4], verdict(evaluated=True)[4]
     assert not before["kept"] and "cramming_train.evaluate --suite glue" in before["why"]
