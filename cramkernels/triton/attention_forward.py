@@ -29,6 +29,8 @@ from cramkernels.triton.attention_tiles import (
 from cramkernels.triton.launch import OPTIONS, on_device
 
 LOG2_E = 1.4426950408889634
+UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once
+PARTS = tl.constexpr(8)  # of a row's sum of probabilities: as many columns as a tile of the tensor cores has
 
 
 @triton.jit
@@ -39,7 +41,7 @@ def _attend(
     ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """(out, highest, total) after the keys of these chunks, too. If not MASKED all queries see all of them."""
-    for chunk in tl.range(chunks_start, chunks_end, CHUNK, num_stages=STAGES):
+    for chunk in tl.range(chunks_start, chunks_end, CHUNK, num_stages=STAGES, loop_unroll_factor=1 if MASKED else UNROLL):
         key = chunk + tl.arange(0, CHUNK)
         present = key < last
         if DROPOUT:
@@ -61,7 +63,7 @@ def _attend(
         p = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(highest - base)
         highest = higher
-        total = total * shrink + tl.sum(p, 1)
+        total = total * shrink[:, None] + tl.sum(tl.reshape(p, [p.shape[0], CHUNK // PARTS, PARTS]), 1)
         if DROPOUT:
             p = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), p, 0.0)
         out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
@@ -98,7 +100,7 @@ def _attention_forward_kernel(
         first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
         q, q_second = load_rotated(q_ptr, origin, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
         highest = tl.full([TILE], float("-inf"), tl.float32)
-        total = tl.zeros([TILE], tl.float32)
+        total = tl.zeros([TILE, PARTS], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)
         chunks, masked_chunks = first, first
         if DROPOUT:
@@ -112,11 +114,13 @@ def _attention_forward_kernel(
                 k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
                 threshold, False, D, CHUNK, STAGES, PRECISION, ROPE, False, DROPOUT,
             )  # fmt: skip
-        out, highest, total = _attend(
-            out, highest, total, q, q_second, masked_chunks, last, row, low, high, first, last, at_least, at_most,
-            k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
-            threshold, True, D, CHUNK, STAGES, PRECISION, ROPE, KEY_MASK, DROPOUT,
-        )  # fmt: skip
+        if masked_chunks < last:
+            out, highest, total = _attend(
+                out, highest, total, q, q_second, masked_chunks, last, row, low, high, first, last, at_least, at_most,
+                k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
+                threshold, True, D, CHUNK, STAGES, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            )  # fmt: skip
+        total = tl.sum(total, 1)
         some = total > 0.0
         factor = tl.where(some, 1.0 / total, 0.0)
         if DROPOUT:
