@@ -41,6 +41,7 @@ class Tiling(NamedTuple):
 
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
+MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
 TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
@@ -65,10 +66,12 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 0, 32, 2, 8, True)),
     (Key(BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
-    (Key(BACKWARD, 16, 64, 128), AMPERE_ON, Tiling(128, 0, 16, 2, 8, True)),
+    (Key(BACKWARD, 16, 64, 128), AMPERE_ON, Tiling(128, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
+    (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 32, 2, 4)),
+    (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 4)),
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),

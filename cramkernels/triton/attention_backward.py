@@ -17,6 +17,7 @@ from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
+    add_unrotated,
     count_up_to,
     kept,
     load_rotated,
@@ -30,7 +31,6 @@ from cramkernels.triton.attention_tiles import (
     seen_range,
     settled_16_bit,
     store_tile,
-    store_unrotated,
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
@@ -38,13 +38,18 @@ DELTA_ROWS = 32
 
 
 @triton.jit
-def _key_gradients(
-    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-    origin, begin, end, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+def key_gradients(
+    grad_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    origin, begin, end, written, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
+    keep_scale, D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, DELTA: tl.constexpr,
     PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold; if WHOLE, their dQ too."""
+    """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold, and what their queries' dQ has of them.
+
+    DELTA: where delta comes from. "memory": it is there, and dQ is left to others. "tile": this tile sees all there is
+    of its sequences. "out": rows of ``out``; dQ of queries before ``written`` has terms of other tiles already. Returns
+    the end of the queries whose dQ this tile wrote.
+    """
     stride = 3 * heads * D
     q_ptr = qkv_ptr + head * D
     dq_ptr = dqkv_ptr + head * D
@@ -52,13 +57,13 @@ def _key_gradients(
     real = (row >= begin) & (row < end)
     position, low, high, shared = row_bounds(cu_ptr, row, begin, end, known, sequences, window)
     first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
-    if KEY_MASK | (end - begin < TILE):
-        shared_high = 0
     slices_start, slices_end = first, last
-    if WHOLE:  # tokens outside every sequence have a gradient to be written: zeros
-        slices_start, slices_end = begin, end
+    if DELTA != "memory":  # tokens outside every sequence have a gradient to be written: zeros
+        slices_start, slices_end = tl.minimum(first, begin), tl.maximum(last, end)
     if KEY_MASK:
         high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
+        shared = False
+    shared &= end - begin == TILE
     seen = low < high  # what no query sees may hold NaN, which not even a probability of zero would stop
     k, k_second = load_rotated(q_ptr + heads * D, origin, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
     v = load_tile(q_ptr + 2 * heads * D, origin, seen, stride, D)
@@ -79,7 +84,7 @@ def _key_gradients(
         if ROPE:
             scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[None, :]
-        if (query_start < shared_low) | (query_start + SLICE > shared_high):  # not all keys are seen by all queries
+        if not (shared & (query_start >= first) & (query_start + SLICE <= last)):
             visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
             exponent = tl.where(visible, exponent, float("-inf"))
         p = recomputed(exponent)
@@ -90,29 +95,35 @@ def _key_gradients(
             dropped = tl.where(keep, p, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
         dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)
-        if WHOLE:
+        if DELTA == "tile":
             delta = tl.sum(p * dp, 0)
+        elif DELTA == "out":
+            out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
+            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         else:
             delta = tl.load(delta_ptr + statistic, asked, 0.0)
         ds = (p * (dp - delta[None, :])).to(do.dtype)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if ROPE:
             dk_second = tl.dot(ds, q_second, dk_second, input_precision=PRECISION)
-        if WHOLE:
+        if DELTA != "memory":
             if query_start < slices_end:  # always; but only in a block of its own are warps laid out for this product
                 dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
                 dq_second = dq
                 if ROPE:
                     dq_second = tl.dot(tl.trans(ds), k_second, input_precision=PRECISION) * scale
-                store_unrotated(
-                    dq_ptr, query_start, query < end, stride, dq, dq_second, cos_ptr, sin_ptr, query_position, D, ROPE
-                )
+                add_unrotated(
+                    dq_ptr, query_start, query < slices_end, query < written, DELTA == "out", stride, dq, dq_second,
+                    cos_ptr, sin_ptr, query_position, D, ROPE,
+                )  # fmt: skip
     if DROPOUT:
         dv *= keep_scale
     store_tile(dq_ptr + 2 * heads * D, origin, real, stride, dv, D)
-    store_unrotated(
-        dq_ptr + heads * D, origin, real, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr, position, D, ROPE
-    )
+    add_unrotated(
+        dq_ptr + heads * D, origin, real, real, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
+        position, D, ROPE,
+    )  # fmt: skip
+    return slices_end
 
 
 @triton.jit
@@ -131,7 +142,7 @@ def _query_gradients(
     position, low, high, shared = row_bounds(cu_ptr, row, begin, end, known, sequences, window)
     first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
     if KEY_MASK:
-        shared_high = 0
+        shared = False
     seeing = low < high
     q, q_second = load_rotated(q_ptr, begin, seeing, stride, cos_ptr, sin_ptr, position, D, ROPE)
     do = load_tile(grad_ptr + head * D, begin, seeing, heads * D, D)
@@ -152,7 +163,7 @@ def _query_gradients(
         if ROPE:
             scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[:, None]
-        if (chunk < shared_low) | (chunk + CHUNK > shared_high):  # not all keys are seen by all queries
+        if not (shared & (chunk >= first) & (chunk + CHUNK <= last)):
             visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
             if KEY_MASK:
                 visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
@@ -165,9 +176,10 @@ def _query_gradients(
         dq = tl.dot(ds, k, dq, input_precision=PRECISION)
         if ROPE:
             dq_second = tl.dot(ds, k_second, dq_second, input_precision=PRECISION)
-    store_unrotated(
-        dqkv_ptr + head * D, begin, real, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr, position, D, ROPE
-    )
+    add_unrotated(
+        dqkv_ptr + head * D, begin, real, real, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,
+        position, D, ROPE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "window", "threshold"])
@@ -183,20 +195,20 @@ def _attention_backward_kernel(
         begin, stop, known = own_segments(cu_ptr, begin, TILE, tokens, sequences)
         while begin < stop:
             origin, end = run_of_segments(cu_ptr, begin, stop, known, sequences, TILE)
-            _key_gradients(
-                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                origin, begin, end, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, STAGES, True, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            key_gradients(
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+                origin, begin, end, begin, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
+                keep_scale, D, TILE, SLICE, STAGES, "tile", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
             begin = end
     else:
         stop = tl.minimum(begin + TILE, tokens)
         known = count_up_to(cu_ptr, begin, 0, sequences + 1)
         if tl.program_id(1) == 0:
-            _key_gradients(
-                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                begin, begin, stop, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, STAGES, False, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            key_gradients(
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+                begin, begin, stop, begin, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
+                keep_scale, D, TILE, SLICE, STAGES, "memory", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
         else:
             _query_gradients(
