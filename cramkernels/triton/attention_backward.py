@@ -28,7 +28,6 @@ from cramkernels.triton.attention_tiles import (
     recomputed,
     row_bounds,
     run_of_segments,
-    seen_range,
     settled_16_bit,
     store_tile,
 )  # fmt: skip
@@ -55,8 +54,9 @@ def key_gradients(
     dq_ptr = dqkv_ptr + head * D
     row = origin + tl.arange(0, TILE)
     real = (row >= begin) & (row < end)
-    position, low, high, shared = row_bounds(cu_ptr, row, begin, end, known, sequences, window)
-    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
+    position, low, high, first, last, at_least, at_most, shared = row_bounds(
+        cu_ptr, row, begin, end, known, sequences, window
+    )
     slices_start, slices_end = first, last
     if DELTA != "memory":  # tokens outside every sequence have a gradient to be written: zeros
         slices_start, slices_end = tl.minimum(first, begin), tl.maximum(last, end)
@@ -139,8 +139,9 @@ def _query_gradients(
     k_ptr = q_ptr + heads * D
     row = begin + tl.arange(0, TILE)
     real = row < end
-    position, low, high, shared = row_bounds(cu_ptr, row, begin, end, known, sequences, window)
-    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
+    position, low, high, first, last, at_least, at_most, shared = row_bounds(
+        cu_ptr, row, begin, end, known, sequences, window
+    )
     if KEY_MASK:
         shared = False
     seeing = low < high

@@ -23,7 +23,6 @@ from cramkernels.triton.attention_tiles import (
     precision,
     row_bounds,
     run_of_segments,
-    seen_range,
     store_tile,
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
@@ -96,8 +95,9 @@ def _attention_forward_kernel(
             origin, end = begin, stop
         row = origin + tl.arange(0, TILE)
         real = (row >= begin) & (row < end)
-        position, low, high, shared = row_bounds(cu_ptr, row, begin, end, known, sequences, window)
-        first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences, ROPE)
+        position, low, high, first, last, at_least, at_most, shared = row_bounds(
+            cu_ptr, row, begin, end, known, sequences, window
+        )
         q, q_second = load_rotated(q_ptr, origin, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
         highest = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE, PARTS], tl.float32)

@@ -31,7 +31,8 @@ def _attention_backward_mid_kernel(
     head = tl.program_id(0) % heads
     begin, stop, known = own_segments(cu_ptr, tl.program_id(0) // heads * TILE, TILE, tokens, sequences)
     written = begin
-    for origin in range(begin // 4 * 4, stop, TILE):  # multiples of four, which dropout likes
+    origin = begin // 4 * 4
+    while origin < stop:
         tl.debug_barrier()  # terms of dQ of the tile before are in memory
         written = key_gradients(
             grad_ptr, qkv_ptr, out_ptr, lse_ptr, lse_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
@@ -39,6 +40,7 @@ def _attention_backward_mid_kernel(
             heads, window, scale, scale_log2, threshold, keep_scale, D, TILE, SLICE, STAGES, "out", PRECISION, ROPE,
             KEY_MASK, DROPOUT,
         )  # fmt: skip
+        origin += TILE
 
 
 def attention_mid_backward(

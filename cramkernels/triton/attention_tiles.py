@@ -112,38 +112,30 @@ def run_of_segments(cu_ptr, begin, stop, known, sequences, TILE: tl.constexpr):
 
 @triton.jit
 def row_bounds(cu_ptr, row, begin, end, known, sequences, window):
-    """(position, low, high, shared) of packed rows, of which [begin, end) are real.
+    """(position, low, high) of packed rows, of which [begin, end) are real, and of these together (first, last, at
+    least, at most, shared).
 
-    Ranges are empty for rows that are not, or outside. position: within the sequence, 0 where there is none. shared:
-    whether real rows all see the same, their one sequence. ``known``: so many of cu are <= begin, or more.
+    Ranges are empty for rows that are not real, or outside. position: within the sequence, 0 where there is none.
+    [first, last): the packed tokens that they see, all of them inside sequences; at least, at most: limits on how many
+    of cu are <= one of those; shared: all see all of it. ``known``: so many of cu surely are <= begin.
     """
-    first = count_on_to(cu_ptr, begin, known, sequences + 1)
-    last = count_on_to(cu_ptr, end - 1, first, sequences + 1)
-    shared = first == last
-    if shared:
-        start, stop, inside = _segment(cu_ptr, begin, first, sequences)
-        shared = inside & (window >= stop - start)
-        start, stop, inside = row * 0 + start, row * 0 + stop, (row * 0 == 0) & inside
+    at_least = count_on_to(cu_ptr, begin, known, sequences + 1)
+    at_most = count_on_to(cu_ptr, end - 1, at_least, sequences + 1)
+    first_start, first_stop, in_one = _segment(cu_ptr, begin, at_least, sequences)
+    _, last_stop, _ = _segment(cu_ptr, end - 1, at_most, sequences)
+    # ranges ascend with the rows
+    first = tl.maximum(tl.maximum(first_start, begin - window), tl.load(cu_ptr))
+    last = tl.minimum(tl.minimum(last_stop, end + window), tl.load(cu_ptr + sequences))
+    shared = in_one & False
+    if at_least == at_most:
+        shared = in_one & (window >= first_stop - first_start)
+        start, stop, inside = row * 0 + first_start, row * 0 + first_stop, (row * 0 == 0) & in_one
     else:
-        start, stop, inside = segments(cu_ptr, row, first, last, sequences)
+        start, stop, inside = segments(cu_ptr, row, at_least, at_most, sequences)
     seeing = (row >= begin) & (row < end) & inside
     low = tl.where(seeing, tl.maximum(start, row - window), 0)
     high = tl.where(seeing, tl.minimum(stop, row + window + 1), 0)
-    return tl.where(seeing, row - start, 0), low, high, shared
-
-
-@triton.jit
-def seen_range(cu_ptr, low, high, sequences, ROPE: tl.constexpr):
-    """(first, last, at least, at most) of the rows with these bounds: the packed tokens [first, last) that they see,
-    all of them inside sequences, and limits on how many of cu are <= one of them, for positions."""
-    first = tl.min(tl.where(low < high, low, 0x7FFFFFFF), 0)
-    last = tl.max(high, 0)
-    at_least, at_most = 0, 0
-    if ROPE:
-        if first < last:
-            at_least = count_up_to(cu_ptr, first, 0, sequences + 1)
-            at_most = count_on_to(cu_ptr, last - 1, at_least, sequences + 1)
-    return first, last, at_least, at_most
+    return tl.where(seeing, row - start, 0), low, high, first, last, at_least, at_most, shared
 
 
 @triton.jit
