@@ -64,7 +64,7 @@ def bound(key: Key, tiling: Tiling, part: int) -> tuple[float, str]:
         call = call_of(key)
         with configurations.override(key, tiling):
             call()
-    last = 1 if key.kernel == FORWARD or tiling.whole else 2  # delta, too
+    last = 2 if key.kernel == BACKWARD and not tiling.whole else 1  # delta, too
     # as if the grid filled every multiprocessor evenly, which the small problem does not
     stats = [replace(result.stats, ctas=math.lcm(*MULTIPROCESSORS.values())) for _, result in executed[-last:]]
     estimates = [ptxsim.estimate(one, PARTS[part]) for one in stats]

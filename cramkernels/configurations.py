@@ -118,7 +118,8 @@ def candidates(key: Key, part: int) -> list[Tiling]:
                 if key.kernel == FORWARD:
                     found[Tiling(tile, step, 0, stages, warps, own.whole)] = None
                 elif step < 64:
-                    found[Tiling(tile, 0 if own.whole else max(step, 32), step, stages, warps, own.whole)] = None
+                    chunk = max(step, 32) if key.kernel == BACKWARD and not own.whole else 0
+                    found[Tiling(tile, chunk, step, stages, warps, own.whole)] = None
     return list(found)
 
 

@@ -63,7 +63,6 @@ def key_gradients(
     if KEY_MASK:
         high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
         shared = False
-    shared &= end - begin == TILE
     seen = low < high  # what no query sees may hold NaN, which not even a probability of zero would stop
     k, k_second = load_rotated(q_ptr + heads * D, origin, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
     v = load_tile(q_ptr + 2 * heads * D, origin, seen, stride, D)
@@ -84,7 +83,7 @@ def key_gradients(
         if ROPE:
             scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[None, :]
-        if not (shared & (query_start >= first) & (query_start + SLICE <= last)):
+        if not shared:  # else what is not asked, or not real, is zero here and in dO or dQ
             visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
             exponent = tl.where(visible, exponent, float("-inf"))
         p = recomputed(exponent)
@@ -164,7 +163,7 @@ def _query_gradients(
         if ROPE:
             scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[:, None]
-        if not (shared & (chunk >= first) & (chunk + CHUNK <= last)):
+        if not shared:  # else keys that are not present are zero, and so is what they add to dQ
             visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
             if KEY_MASK:
                 visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
@@ -197,9 +196,9 @@ def _attention_backward_kernel(
         while begin < stop:
             origin, end = run_of_segments(cu_ptr, begin, stop, known, sequences, TILE)
             key_gradients(
-                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                origin, begin, end, begin, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
-                keep_scale, D, TILE, SLICE, STAGES, "tile", PRECISION, ROPE, KEY_MASK, DROPOUT,
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                dqkv_ptr, origin, begin, end, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "tile", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
             begin = end
     else:
@@ -207,9 +206,9 @@ def _attention_backward_kernel(
         known = count_up_to(cu_ptr, begin, 0, sequences + 1)
         if tl.program_id(1) == 0:
             key_gradients(
-                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                begin, begin, stop, begin, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
-                keep_scale, D, TILE, SLICE, STAGES, "memory", PRECISION, ROPE, KEY_MASK, DROPOUT,
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                dqkv_ptr, begin, begin, stop, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "memory", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
         else:
             _query_gradients(

@@ -46,7 +46,8 @@ def _rotary_kernel(
         store_tile(y_ptr + offset + HALF, begin, real, stride, tl.where(inside[:, None], turned_second, second), HALF)
     for head in range(2 * heads + tl.program_id(1), 3 * heads, tl.num_programs(1)):
         offset = head * 2 * HALF
-        store_tile(y_ptr + offset, begin, real, stride, load_tile(x_ptr + offset, begin, real, stride, 2 * HALF), 2 * HALF)
+        value = load_tile(x_ptr + offset, begin, real, stride, 2 * HALF)
+        store_tile(y_ptr + offset, begin, real, stride, value, 2 * HALF)
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cu_seqlens: torch.Tensor, *, inverse: bool):
