@@ -60,18 +60,21 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     # fp32 takes twice the registers, and as many again for the two tf32 terms; where a tile has fewer rows than its
     # warps could hold, they exchange more, with some bank conflicts
     (Key(FORWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 0, 2, 4)),
-    (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(64, 16, 0, 2, 4)),
-    (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 4)),
+    (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(32, 16, 0, 2, 4)),
+    (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 8)),
     (Key(BACKWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 0, 32, 2, 8, True)),
     (Key(BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
-    (Key(BACKWARD, 16, 64, 128), AMPERE_ON, Tiling(128, 0, 16, 2, 4, True)),
+    # four warps load half of what eight do, which binds where tensor cores are fast; elsewhere registers are dearer
+    (Key(BACKWARD, 16, 64, 128), (80, 90), Tiling(128, 0, 16, 2, 4, True)),
+    (Key(BACKWARD, 16, 64, 128), (86, 89, 120), Tiling(128, 0, 16, 2, 8, True)),
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
     (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 32, 2, 4)),
-    (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 4)),
+    (Key(MID_BACKWARD, 16, 64, 0), (80, 90), Tiling(128, 0, 32, 2, 4)),
+    (Key(MID_BACKWARD, 16, 64, 0), (86, 89, 120), Tiling(128, 0, 16, 2, 8)),
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),

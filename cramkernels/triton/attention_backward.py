@@ -4,7 +4,8 @@ A program that owns a tile of keys keeps their dK and dV in registers and stream
 gradients. Scores are computed transposed, keys by queries, so that probabilities are operands of the tensor cores where
 they are. Where tiles are runs of whole sequences that program sees all there is of them: it sums dS = P * (dP - delta)
 up to delta itself and writes dQ too, so that everything moves once. Where sequences are cut, delta = rowsum(dO * O) is
-computed before, and one half of the programs own keys, the other half queries, for dQ.
+computed before, and one half of the programs own keys, the other half queries, for dQ. Between
+the two, where a program goes over the tiles of its sequences, is attention_mid_backward.py.
 """
 
 from __future__ import annotations
