@@ -30,6 +30,7 @@ EVERYTHING = dict(heads=2, head_dim=32, outside=(2, 3), rope=True, masked=0.2)
 EVERY_OPTION = (("window", 20), ("dropout_p", 0.2), ("seed", 2**40 + 3))
 PLAIN_SHORT = AttentionCase(ATTENTION, BF16, lengths=(33, 60), heads=1, head_dim=32, outside=(2, 3))
 PLAIN_LONG = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, outside=(2, 0), spread=3.0)
+PLAIN_RAGGED = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32)
 CUT = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=128, outside=(2, 0), spread=3.0)
 SHORT = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 17, 60, 5), options=EVERY_OPTION, **EVERYTHING)
 LONG = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 140, 5), options=EVERY_OPTION, **EVERYTHING)
@@ -85,7 +86,8 @@ MUTANTS = [
     ("attention_forward", "scores *= scale_log2", "scores *= 1.0", PLAIN_SHORT),
     ("attention_forward", "chunks_end, CHUNK", "chunks_end // CHUNK * CHUNK, CHUNK", PLAIN_SHORT),
     ("attention_forward", "present = key < last", "present = key >= 0", PLAIN_LONG),
-    ("attention_forward", "first + (last - first) // CHUNK", "first + (last - first + CHUNK - 1) // CHUNK", PLAIN_LONG),
+    ("attention_forward", "first + (last - first) // CHUNK", "first + (last - first + CHUNK - 1) // CHUNK",
+     PLAIN_RAGGED),
     ("attention_forward", "key[None, :] >= low[:, None]", "key[None, :] > low[:, None]", PLAIN_SHORT),
     ("attention_forward", "(highest + tl.log2(total)) * 0.6931471805599453", "highest + tl.log2(total)", PLAIN_SHORT),
     ("attention_forward", "visible &= (tl", "visible |= (tl", SHORT),
