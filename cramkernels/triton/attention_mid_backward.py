@@ -31,7 +31,7 @@ def _attention_backward_mid_kernel(
     head = tl.program_id(0) % heads
     begin, stop, known = own_segments(cu_ptr, tl.program_id(0) // heads * TILE, TILE, tokens, sequences)
     written = begin
-    origin = begin // 4 * 4
+    origin = tl.where(begin < stop, begin // 4 * 4, stop)  # a multiple of four, which dropout likes
     while origin < stop:
         tl.debug_barrier()  # terms of dQ of the tile before are in memory
         written = key_gradients(
