@@ -61,7 +61,7 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     # fp32 takes twice the registers, and as many again for the two tf32 terms; where a tile has fewer rows than its
     # warps could hold, they exchange more, with some bank conflicts
     (Key(FORWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 0, 2, 4)),
-    (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(32, 16, 0, 2, 4)),
+    (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(64, 16, 0, 2, 4)),
     (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 8)),
     (Key(BACKWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 0, 32, 2, 8, True)),

@@ -40,7 +40,7 @@ def _attend(
     ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """(out, highest, total) after the keys of these chunks, too. If not MASKED all queries see all of them."""
-    unroll: tl.constexpr = 1 if MASKED else UNROLL
+    unroll: tl.constexpr = 1 if MASKED or PRECISION != "tf32" else UNROLL  # fp32 has no registers for more
     for chunk in tl.range(chunks_start, chunks_end, CHUNK, num_stages=STAGES, loop_unroll_factor=unroll):
         key = chunk + tl.arange(0, CHUNK)
         present = key < last
