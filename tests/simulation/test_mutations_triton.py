@@ -31,6 +31,7 @@ EVERY_OPTION = (("window", 20), ("dropout_p", 0.2), ("seed", 2**40 + 3))
 PLAIN_SHORT = AttentionCase(ATTENTION, BF16, lengths=(33, 60), heads=1, head_dim=32, outside=(2, 3))
 PLAIN_LONG = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, outside=(2, 0), spread=3.0)
 PLAIN_RAGGED = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32)
+WINDOWED = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, options=(("window", 20),))
 CUT = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=128, outside=(2, 0), spread=3.0)
 SHORT = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 17, 60, 5), options=EVERY_OPTION, **EVERYTHING)
 LONG = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 140, 5), options=EVERY_OPTION, **EVERYTHING)
@@ -108,7 +109,7 @@ MUTANTS = [
     ("attention_mid_backward", "written = key_gradients(", "key_gradients(", PLAIN_LONG),
     ("attention_mid_backward", "tl.minimum(stop, origin + TILE)", "origin + TILE", PLAIN_LONG),
     ("attention_tiles", "x += load_tile(", "x += 0.0 * load_tile(", PLAIN_LONG),
-    ("attention_tiles", "shared = in_one & (window", "shared = in_one | (window", LONG),
+    ("attention_tiles", "in_one & (window >= first_stop - first_start)", "in_one", WINDOWED),
     ("attention_tiles", "row - window)", "row - window + 1)", SHORT),
     ("attention_tiles", "tl.minimum(stop, row + window + 1)", "row + window + 1", SHORT),
     ("attention_tiles", "inside = (count >= 1) & (count <= sequences)", "inside = count >= 1", PLAIN_SHORT),
