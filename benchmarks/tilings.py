@@ -19,19 +19,20 @@ import torch
 from benchmarks.cost_count import MULTIPROCESSORS, obstacle
 from benchmarks.resources import LIMITS
 from cramkernels import configurations, tune
-from cramkernels.configurations import BACKWARD, FORWARD, Key, Tiling
+from cramkernels.configurations import BACKWARD, FORWARD, MID_BACKWARD, Key, Tiling
 from tests.simulation.triton import compiled_only, simulated, taken
 
 PARTS = {80: "a100", 86: "rtx3090", 89: "rtx4090"}  # that are executed; others are compiled
 TOKENS = 512
 # Bytes that rows of the table spill, with rotary embedding and no other option; all others none
 SPILLED = {
-    (Key(FORWARD, 32, 64, 0), 80): 56,
+    (Key(FORWARD, 32, 64, 0), 80): 48,
     (Key(FORWARD, 32, 64, 0), 86): 8,
     (Key(FORWARD, 32, 64, 0), 89): 8,
-    (Key(FORWARD, 32, 128, 0), 80): 24,
-    (Key(FORWARD, 32, 128, 0), 90): 24,
-    (Key(FORWARD, 32, 128, 0), 120): 8,
+    (Key(BACKWARD, 16, 64, 128), 80): 616,
+    (Key(BACKWARD, 16, 64, 128), 120): 16,
+    (Key(MID_BACKWARD, 16, 64, 0), 80): 1548,
+    (Key(MID_BACKWARD, 16, 64, 0), 90): 556,
     (Key(BACKWARD, 16, 128, 0), 80): 312,
     **{(Key(BACKWARD, 32, 128, 0), part): 1048 for part in configurations.AMPERE_ON},
 }
