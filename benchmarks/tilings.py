@@ -29,10 +29,7 @@ SPILLED = {
     (Key(FORWARD, 32, 64, 0), 80): 48,
     (Key(FORWARD, 32, 64, 0), 86): 8,
     (Key(FORWARD, 32, 64, 0), 89): 8,
-    (Key(BACKWARD, 16, 64, 128), 80): 616,
     (Key(BACKWARD, 16, 64, 128), 120): 16,
-    (Key(MID_BACKWARD, 16, 64, 0), 80): 1548,
-    (Key(MID_BACKWARD, 16, 64, 0), 90): 556,
     (Key(BACKWARD, 16, 128, 0), 80): 312,
     **{(Key(BACKWARD, 32, 128, 0), part): 1048 for part in configurations.AMPERE_ON},
 }
