@@ -41,6 +41,7 @@ class Tiling(NamedTuple):
 
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
+MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
 TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
@@ -50,8 +51,9 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(FORWARD, 16, 32, 0), (120,), Tiling(128, 32, 0, 2, 8)),
     (Key(FORWARD, 16, 64, 64), (86, 89, 90, 120), Tiling(64, 64, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 64), (80,), Tiling(64, 32, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 64, 128), AMPERE_ON, Tiling(128, 16, 0, 2, 8, True)),
-    (Key(FORWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 16, 0, 2, 8)),
+    (Key(FORWARD, 16, 64, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 64, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 0, 2, 4)),
     (Key(FORWARD, 16, 128, 64), (86, 89, 90, 120), Tiling(64, 32, 0, 2, 4, True)),
     (Key(FORWARD, 16, 128, 64), (80,), Tiling(64, 16, 0, 2, 4, True)),
     (Key(FORWARD, 16, 128, 128), AMPERE_ON, Tiling(128, 32, 0, 2, 8, True)),
@@ -60,15 +62,19 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     # warps could hold, they exchange more, with some bank conflicts
     (Key(FORWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 0, 2, 4)),
     (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(64, 16, 0, 2, 4)),
-    (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 4)),
+    (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 8)),
     (Key(BACKWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 0, 32, 2, 8, True)),
     (Key(BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
-    (Key(BACKWARD, 16, 64, 128), AMPERE_ON, Tiling(128, 0, 16, 2, 8, True)),
+    # four warps load half of what eight do, which binds where tensor cores are fast; on sm_80 they would spill
+    (Key(BACKWARD, 16, 64, 128), (90,), Tiling(128, 0, 16, 2, 4, True)),
+    (Key(BACKWARD, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 8, True)),
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
+    (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 32, 2, 4)),
+    (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 8)),
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),
@@ -115,7 +121,8 @@ def candidates(key: Key, part: int) -> list[Tiling]:
                 if key.kernel == FORWARD:
                     found[Tiling(tile, step, 0, stages, warps, own.whole)] = None
                 elif step < 64:
-                    found[Tiling(tile, 0 if own.whole else max(step, 32), step, stages, warps, own.whole)] = None
+                    chunk = max(step, 32) if key.kernel == BACKWARD and not own.whole else 0
+                    found[Tiling(tile, chunk, step, stages, warps, own.whole)] = None
     return list(found)
 
 

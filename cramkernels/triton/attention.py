@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cramkernels.configurations import BACKWARD, FORWARD, tiling_for
+from cramkernels.configurations import BACKWARD, FORWARD, KEYS, LENGTHS, MID_BACKWARD, Key, tiling_for
 from cramkernels.reference import attention as reference
 from cramkernels.triton import attention_backward as backward
 from cramkernels.triton import attention_forward as forward
+from cramkernels.triton import attention_mid_backward as mid_backward
 from cramkernels.triton.rotary import rotated
 
 HEAD_DIMS = (32, 64, 128)  # others go to the reference
@@ -35,8 +36,10 @@ def attention_backward(
         return reference.attention_backward(
             grad, qkv, out, lse, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
-    tiling = tiling_for(BACKWARD, qkv, max_seqlen)
-    return backward.attention_backward(
+    mid = LENGTHS[-1] < max_seqlen <= mid_backward.LONGEST and _has_mid(qkv)
+    launch = mid_backward.attention_mid_backward if mid else backward.attention_backward
+    tiling = tiling_for(MID_BACKWARD if mid else BACKWARD, qkv, max_seqlen)
+    return launch(
         *_contiguous(grad, qkv, out, lse, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask),
         _number(window), scale, dropout_p, seed,
     )  # fmt: skip
@@ -60,6 +63,10 @@ def rotary_backward(grad, cos, sin, cu_seqlens):
 
 def _serves(qkv) -> bool:
     return qkv.shape[-1] in HEAD_DIMS and qkv.numel() > 0
+
+
+def _has_mid(qkv) -> bool:
+    return Key(MID_BACKWARD, qkv.dtype.itemsize * 8, qkv.shape[-1], 0) in KEYS
 
 
 def _number(window: int | None) -> int:

@@ -4,7 +4,8 @@ A program that owns a tile of keys keeps their dK and dV in registers and stream
 gradients. Scores are computed transposed, keys by queries, so that probabilities are operands of the tensor cores where
 they are. Where tiles are runs of whole sequences that program sees all there is of them: it sums dS = P * (dP - delta)
 up to delta itself and writes dQ too, so that everything moves once. Where sequences are cut, delta = rowsum(dO * O) is
-computed before, and one half of the programs own keys, the other half queries, for dQ.
+computed before, and one half of the programs own keys, the other half queries, for dQ. Between
+the two, where a program goes over the tiles of its sequences, is attention_mid_backward.py.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
+    add_unrotated,
+    count_up_to,
     kept,
     load_rotated,
     load_tile,
-    next_start,
+    own_segments,
     positions,
     precision,
     recomputed,
     row_bounds,
     run_of_segments,
-    seen_range,
     settled_16_bit,
     store_tile,
-    store_unrotated,
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
@@ -37,28 +38,35 @@ DELTA_ROWS = 32
 
 
 @triton.jit
-def _key_gradients(
-    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-    origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-    D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, WHOLE: tl.constexpr,
+def key_gradients(
+    grad_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    origin, begin, end, written, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
+    keep_scale, D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, DELTA: tl.constexpr,
     PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold; if WHOLE, their dQ too."""
+    """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold, and what their queries' dQ has of them.
+
+    DELTA: where delta comes from. "memory": it is there, and dQ is left to others. "tile": this tile sees all there is
+    of its sequences. "out": rows of ``out``; dQ of queries before ``written`` has terms of other tiles already. Returns
+    the end of the queries whose dQ this tile wrote.
+    """
     stride = 3 * heads * D
     q_ptr = qkv_ptr + head * D
     dq_ptr = dqkv_ptr + head * D
     row = origin + tl.arange(0, TILE)
     real = (row >= begin) & (row < end)
-    position, low, high = row_bounds(cu_ptr, row, real, origin, TILE, sequences, window)
-    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
+    position, low, high, first, last, at_least, at_most, shared = row_bounds(
+        cu_ptr, row, begin, end, known, sequences, window
+    )
     slices_start, slices_end = first, last
-    if WHOLE:  # tokens outside every sequence have a gradient to be written: zeros
-        slices_start, slices_end = begin, end
+    if DELTA != "memory":  # tokens outside every sequence have a gradient to be written: zeros
+        slices_start, slices_end = tl.minimum(first, begin), tl.maximum(last, end)
     if KEY_MASK:
         high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
+        shared = False
     seen = low < high  # what no query sees may hold NaN, which not even a probability of zero would stop
-    k, k_second = load_rotated(q_ptr + heads * D, row, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
-    v = load_tile(q_ptr + 2 * heads * D, row, seen, stride, D)
+    k, k_second = load_rotated(q_ptr + heads * D, origin, seen, stride, cos_ptr, sin_ptr, position, D, ROPE)
+    v = load_tile(q_ptr + 2 * heads * D, origin, seen, stride, D)
     dk = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dk_second = dk
     dv = tl.zeros([TILE, D], tl.float32)
@@ -66,17 +74,20 @@ def _key_gradients(
         query = query_start + tl.arange(0, SLICE)
         asked = (query >= first) & (query < last)
         query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
-        q, q_second = load_rotated(q_ptr, query, asked, stride, cos_ptr, sin_ptr, query_position, D, ROPE)
+        q, q_second = load_rotated(q_ptr, query_start, asked, stride, cos_ptr, sin_ptr, query_position, D, ROPE)
         if not ROPE:
             q = settled_16_bit(q)
-        do = settled_16_bit(load_tile(grad_ptr + head * D, query, asked, heads * D, D))
+        do = settled_16_bit(load_tile(grad_ptr + head * D, query_start, asked, heads * D, D))
         statistic = tl.cast(head, tl.int64) * tokens + query
         lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
-        visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
-        p = recomputed(scores * scale_log2 - lse[None, :], visible)
+        exponent = scores * scale_log2 - lse[None, :]
+        if not shared:  # else what is not asked, or not real, is zero here and in dO or dQ
+            visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
+            exponent = tl.where(visible, exponent, float("-inf"))
+        p = recomputed(exponent)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dropped = p
         if DROPOUT:
@@ -84,35 +95,41 @@ def _key_gradients(
             dropped = tl.where(keep, p, 0.0)
             dp = tl.where(keep, dp * keep_scale, 0.0)
         dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)
-        if WHOLE:
+        if DELTA == "tile":
             delta = tl.sum(p * dp, 0)
+        elif DELTA == "out":
+            out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
+            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         else:
             delta = tl.load(delta_ptr + statistic, asked, 0.0)
         ds = (p * (dp - delta[None, :])).to(do.dtype)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if ROPE:
             dk_second = tl.dot(ds, q_second, dk_second, input_precision=PRECISION)
-        if WHOLE:
+        if DELTA != "memory":
             if query_start < slices_end:  # always; but only in a block of its own are warps laid out for this product
                 dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
                 dq_second = dq
                 if ROPE:
                     dq_second = tl.dot(tl.trans(ds), k_second, input_precision=PRECISION) * scale
-                store_unrotated(
-                    dq_ptr, query, query < end, stride, dq, dq_second, cos_ptr, sin_ptr, query_position, D, ROPE
-                )
+                add_unrotated(
+                    dq_ptr, query_start, query < slices_end, query < written, DELTA == "out", stride, dq, dq_second,
+                    cos_ptr, sin_ptr, query_position, D, ROPE,
+                )  # fmt: skip
     if DROPOUT:
         dv *= keep_scale
-    store_tile(dq_ptr + 2 * heads * D, row, real, stride, dv, D)
-    store_unrotated(
-        dq_ptr + heads * D, row, real, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr, position, D, ROPE
-    )
+    store_tile(dq_ptr + 2 * heads * D, origin, real, stride, dv, D)
+    add_unrotated(
+        dq_ptr + heads * D, origin, real, real, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
+        position, D, ROPE,
+    )  # fmt: skip
+    return slices_end
 
 
 @triton.jit
 def _query_gradients(
     grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-    begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+    begin, end, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
     D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
@@ -122,11 +139,14 @@ def _query_gradients(
     k_ptr = q_ptr + heads * D
     row = begin + tl.arange(0, TILE)
     real = row < end
-    position, low, high = row_bounds(cu_ptr, row, real, begin, TILE, sequences, window)
-    first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
+    position, low, high, first, last, at_least, at_most, shared = row_bounds(
+        cu_ptr, row, begin, end, known, sequences, window
+    )
+    if KEY_MASK:
+        shared = False
     seeing = low < high
-    q, q_second = load_rotated(q_ptr, row, seeing, stride, cos_ptr, sin_ptr, position, D, ROPE)
-    do = load_tile(grad_ptr + head * D, row, seeing, heads * D, D)
+    q, q_second = load_rotated(q_ptr, begin, seeing, stride, cos_ptr, sin_ptr, position, D, ROPE)
+    do = load_tile(grad_ptr + head * D, begin, seeing, heads * D, D)
     statistic = tl.cast(head, tl.int64) * tokens + row
     lse = tl.load(lse_ptr + statistic, seeing, 0.0) * 1.4426950408889634
     delta = tl.load(delta_ptr + statistic, seeing, 0.0)
@@ -136,17 +156,20 @@ def _query_gradients(
         key = chunk + tl.arange(0, CHUNK)
         present = (key >= first) & (key < last)
         key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
-        k, k_second = load_rotated(k_ptr, key, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
+        k, k_second = load_rotated(k_ptr, chunk, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
         if not ROPE:
             k = settled_16_bit(k)
-        v = settled_16_bit(load_tile(k_ptr + heads * D, key, present, stride, D))
-        visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
-        if KEY_MASK:
-            visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
+        v = settled_16_bit(load_tile(k_ptr + heads * D, chunk, present, stride, D))
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
-        p = recomputed(scores * scale_log2 - lse[:, None], visible)
+        exponent = scores * scale_log2 - lse[:, None]
+        if not shared:  # else keys that are not present are zero, and so is what they add to dQ
+            visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
+            if KEY_MASK:
+                visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
+            exponent = tl.where(visible, exponent, float("-inf"))
+        p = recomputed(exponent)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), dp * keep_scale, 0.0)
@@ -154,9 +177,10 @@ def _query_gradients(
         dq = tl.dot(ds, k, dq, input_precision=PRECISION)
         if ROPE:
             dq_second = tl.dot(ds, k_second, dq_second, input_precision=PRECISION)
-    store_unrotated(
-        dqkv_ptr + head * D, row, real, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr, position, D, ROPE
-    )
+    add_unrotated(
+        dqkv_ptr + head * D, begin, real, real, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,
+        position, D, ROPE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "window", "threshold"])
@@ -169,28 +193,28 @@ def _attention_backward_kernel(
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * TILE
     if WHOLE:
-        stop = next_start(cu_ptr, begin + TILE, tokens, sequences)
-        begin = next_start(cu_ptr, begin, tokens, sequences)
+        begin, stop, known = own_segments(cu_ptr, begin, TILE, tokens, sequences)
         while begin < stop:
-            origin, end = run_of_segments(cu_ptr, begin, stop, sequences, TILE)
-            _key_gradients(
-                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                origin, begin, end, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, STAGES, True, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            origin, end = run_of_segments(cu_ptr, begin, stop, known, sequences, TILE)
+            key_gradients(
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                dqkv_ptr, origin, begin, end, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "tile", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
             begin = end
     else:
         stop = tl.minimum(begin + TILE, tokens)
+        known = count_up_to(cu_ptr, begin, 0, sequences + 1)
         if tl.program_id(1) == 0:
-            _key_gradients(
-                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                begin, begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
-                D, TILE, SLICE, STAGES, False, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            key_gradients(
+                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                dqkv_ptr, begin, begin, stop, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "memory", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
         else:
             _query_gradients(
                 grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
-                begin, stop, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
+                begin, stop, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold, keep_scale,
                 D, TILE, CHUNK, STAGES, PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
 
@@ -198,10 +222,11 @@ def _attention_backward_kernel(
 @triton.jit(do_not_specialize=["tokens"])
 def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.constexpr, ROWS: tl.constexpr):
     head = tl.program_id(0) % heads
-    row = tl.program_id(0) // heads * ROWS + tl.arange(0, ROWS)
+    begin = tl.program_id(0) // heads * ROWS
+    row = begin + tl.arange(0, ROWS)
     real = row < tokens
-    do = load_tile(grad_ptr + head * D, row, real, heads * D, D).to(tl.float32)
-    out = load_tile(out_ptr + head * D, row, real, heads * D, D).to(tl.float32)
+    do = load_tile(grad_ptr + head * D, begin, real, heads * D, D).to(tl.float32)
+    out = load_tile(out_ptr + head * D, begin, real, heads * D, D).to(tl.float32)
     tl.store(delta_ptr + tl.cast(head, tl.int64) * tokens + row, tl.sum(do * out, 1), real)
 
 

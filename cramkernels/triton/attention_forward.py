@@ -14,20 +14,60 @@ import triton.language as tl
 from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_tiles import (
+    count_up_to,
     kept,
     load_rotated,
     load_tile,
-    next_start,
+    own_segments,
     positions,
     precision,
     row_bounds,
     run_of_segments,
-    seen_range,
     store_tile,
 )  # fmt: skip
 from cramkernels.triton.launch import OPTIONS, on_device
 
 LOG2_E = 1.4426950408889634
+UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once
+PARTS = tl.constexpr(8)  # of a row's sum of probabilities: as many columns as a tile of the tensor cores has
+
+
+@triton.jit
+def _attend(
+    out, highest, total, q, q_second, chunks_start, chunks_end, row, low, high, first, last, at_least, at_most,
+    k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2, threshold,
+    MASKED: tl.constexpr, D: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
+):  # fmt: skip
+    """(out, highest, total) after the keys of these chunks, too. If not MASKED all queries see all of them."""
+    unroll: tl.constexpr = 1 if MASKED or PRECISION != "tf32" else UNROLL  # fp32 has no registers for more
+    for chunk in tl.range(chunks_start, chunks_end, CHUNK, num_stages=STAGES, loop_unroll_factor=unroll):
+        key = chunk + tl.arange(0, CHUNK)
+        present = key < last
+        if DROPOUT:
+            present &= key >= first
+        key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
+        k, k_second = load_rotated(k_ptr, chunk, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
+        v = load_tile(v_ptr, chunk, present, stride, D)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if ROPE:
+            scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
+        scores *= scale_log2
+        if MASKED:
+            visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
+            if KEY_MASK:
+                visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
+            scores = tl.where(visible, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # saw no key yet
+        p = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(highest - base)
+        highest = higher
+        total = total * shrink[:, None] + tl.sum(tl.reshape(p, [p.shape[0], CHUNK // PARTS, PARTS]), 1)
+        if DROPOUT:
+            p = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), p, 0.0)
+        out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+    return out, highest, total
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "window", "threshold"])
@@ -40,53 +80,53 @@ def _attention_forward_kernel(
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * TILE
     stop = tl.minimum(begin + TILE, tokens)
+    known = 0
     if WHOLE:
-        begin = next_start(cu_ptr, begin, tokens, sequences)
-        stop = next_start(cu_ptr, stop, tokens, sequences)
+        begin, stop, known = own_segments(cu_ptr, begin, TILE, tokens, sequences)
+    else:
+        known = count_up_to(cu_ptr, begin, 0, sequences + 1)
     stride = 3 * heads * D
     q_ptr = qkv_ptr + head * D
     k_ptr = q_ptr + heads * D
     v_ptr = k_ptr + heads * D
     while begin < stop:
         if WHOLE:
-            origin, end = run_of_segments(cu_ptr, begin, stop, sequences, TILE)
+            origin, end = run_of_segments(cu_ptr, begin, stop, known, sequences, TILE)
         else:
             origin, end = begin, stop
         row = origin + tl.arange(0, TILE)
         real = (row >= begin) & (row < end)
-        position, low, high = row_bounds(cu_ptr, row, real, origin, TILE, sequences, window)
-        first, last, at_least, at_most = seen_range(cu_ptr, low, high, sequences)
-        q, q_second = load_rotated(q_ptr, row, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
+        position, low, high, first, last, at_least, at_most, shared = row_bounds(
+            cu_ptr, row, begin, end, known, sequences, window
+        )
+        q, q_second = load_rotated(q_ptr, origin, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
         highest = tl.full([TILE], float("-inf"), tl.float32)
-        total = tl.zeros([TILE], tl.float32)
+        total = tl.zeros([TILE, PARTS], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)
-        for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=STAGES):
-            key = chunk + tl.arange(0, CHUNK)
-            present = (key >= first) & (key < last)
-            key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
-            k, k_second = load_rotated(k_ptr, key, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
-            v = load_tile(v_ptr, key, present, stride, D)
-            visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
-            if KEY_MASK:
-                visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if ROPE:
-                scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
-            scores = tl.where(visible, scores * scale_log2, float("-inf"))
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)  # saw no key yet
-            p = tl.exp2(scores - base[:, None])
-            shrink = tl.exp2(highest - base)
-            highest = higher
-            total = total * shrink + tl.sum(p, 1)
-            if DROPOUT:
-                p = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), p, 0.0)
-            out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+        chunks, masked_chunks = first, first
+        if DROPOUT:
+            chunks = first // 4 * 4
+            masked_chunks = chunks
+        if not KEY_MASK:
+            if shared & (chunks == first):
+                masked_chunks = first + (last - first) // CHUNK * CHUNK
+            out, highest, total = _attend(
+                out, highest, total, q, q_second, chunks, masked_chunks, row, low, high, first, last, at_least, at_most,
+                k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
+                threshold, False, D, CHUNK, STAGES, PRECISION, ROPE, False, DROPOUT,
+            )  # fmt: skip
+        if masked_chunks < last:
+            out, highest, total = _attend(
+                out, highest, total, q, q_second, masked_chunks, last, row, low, high, first, last, at_least, at_most,
+                k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
+                threshold, True, D, CHUNK, STAGES, PRECISION, ROPE, KEY_MASK, DROPOUT,
+            )  # fmt: skip
+        total = tl.sum(total, 1)
         some = total > 0.0
         factor = tl.where(some, 1.0 / total, 0.0)
         if DROPOUT:
             factor *= keep_scale
-        store_tile(out_ptr + head * D, row, real, heads * D, out * factor[:, None], D)
+        store_tile(out_ptr + head * D, origin, real, heads * D, out * factor[:, None], D)
         lse = tl.where(some, (highest + tl.log2(total)) * 0.6931471805599453, 0.0)
         tl.store(lse_ptr + tl.cast(head, tl.int64) * tokens + row, lse, real)
         begin = end

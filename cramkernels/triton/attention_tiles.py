@@ -37,12 +37,21 @@ def count_up_to(cu_ptr, x, first, last):
 
 
 @triton.jit
-def segments(cu_ptr, x, first, last, sequences):
-    """(start, end, inside) of the sequences of tokens x; one that is outside of all is a segment of its own.
+def count_on_to(cu_ptr, x, first, last):
+    """The same for a scalar x that is not far from cu[first]: looks there, and then twice as far each time."""
+    found = first
+    at = tl.minimum(first + 1, last)
+    while found < at:
+        passed = tl.load(cu_ptr + at - 1) <= x
+        further = tl.minimum(at + 2 * (at - found), last)
+        last = tl.where(passed, last, at - 1)
+        found = tl.where(passed, at, found)
+        at = tl.where(passed, further, found)
+    return count_up_to(cu_ptr, x, found, last)
 
-    ``first``, ``last``: bounds on how many of cu are <= x.
-    """
-    count = count_up_to(cu_ptr, x, first, last)
+
+@triton.jit
+def _segment(cu_ptr, x, count, sequences):
     inside = (count >= 1) & (count <= sequences)
     at = tl.where(inside, count, 1)
     start = tl.where(inside, tl.load(cu_ptr + at - 1, inside, 0), x)
@@ -51,62 +60,82 @@ def segments(cu_ptr, x, first, last, sequences):
 
 
 @triton.jit
-def next_start(cu_ptr, token, tokens, sequences):
-    """Where the first segment begins that begins at ``token`` or later."""
-    start, end, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+def segments(cu_ptr, x, first, last, sequences):
+    """(start, end, inside) of the sequences of tokens x; one that is outside of all is a segment of its own.
+
+    ``first``, ``last``: bounds on how many of cu are <= x.
+    """
+    return _segment(cu_ptr, x, count_up_to(cu_ptr, x, first, last), sequences)
+
+
+@triton.jit
+def own_segments(cu_ptr, begin, size, tokens, sequences):
+    """(first, stop, known): segments that begin among the ``size`` tokens from ``begin`` are [first, stop) together;
+    ``known``: so many of cu are <= begin."""
+    known = count_up_to(cu_ptr, begin, 0, sequences + 1)
+    first = _next_start(cu_ptr, begin, known, tokens, sequences)
+    count = count_on_to(cu_ptr, begin + size, known, sequences + 1)
+    return first, _next_start(cu_ptr, begin + size, count, tokens, sequences), known
+
+
+@triton.jit
+def _next_start(cu_ptr, token, count, tokens, sequences):
+    """Where the first segment begins that begins at ``token`` or later; ``count`` of cu are <= token."""
+    start, end, _ = _segment(cu_ptr, token, count, sequences)
     return tl.minimum(tl.where(start == token, start, end), tokens)
 
 
 @triton.jit
-def _last_start(cu_ptr, token, stop, sequences):
+def _last_start(cu_ptr, token, stop, known, sequences):
     """Where the segment that holds ``token`` begins, or ``stop`` if that comes first."""
     start = stop
     if token < stop:
-        start, _, _ = segments(cu_ptr, token, 0, sequences + 1, sequences)
+        start, _, _ = _segment(cu_ptr, token, count_on_to(cu_ptr, token, known, sequences + 1), sequences)
     return start
 
 
 @triton.jit
-def run_of_segments(cu_ptr, begin, stop, sequences, TILE: tl.constexpr):
+def run_of_segments(cu_ptr, begin, stop, known, sequences, TILE: tl.constexpr):
     """(origin, end): TILE rows from ``origin`` hold the whole segments in [begin, end), as many as fit.
 
     The origin is a multiple of four, which dropout likes, unless then not even one segment would fit.
+    ``known``: so many of cu are <= begin, or more.
     """
     origin = begin // 4 * 4
-    end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+    end = _last_start(cu_ptr, origin + TILE, stop, known, sequences)
     if end <= begin:
         origin = begin
-        end = _last_start(cu_ptr, origin + TILE, stop, sequences)
+        end = _last_start(cu_ptr, origin + TILE, stop, known, sequences)
         end = tl.where(end <= begin, begin + TILE, end)  # only if max_seqlen was wrong: go on all the same
     return origin, end
 
 
 @triton.jit
-def row_bounds(cu_ptr, row, real, origin, size, sequences, window):
-    """(position, low, high) of the packed rows [origin, origin + size); empty ranges where not ``real`` or outside.
+def row_bounds(cu_ptr, row, begin, end, known, sequences, window):
+    """(position, low, high) of packed rows, of which [begin, end) are real, and of these together (first, last, at
+    least, at most, shared).
 
-    position: within the sequence, 0 where there is none.
+    Ranges are empty for rows that are not real, or outside. position: within the sequence, 0 where there is none.
+    [first, last): the packed tokens that they see, all of them inside sequences; at least, at most: limits on how many
+    of cu are <= one of those; shared: all see all of it. ``known``: so many of cu surely are <= begin.
     """
-    first = count_up_to(cu_ptr, origin, 0, sequences + 1)
-    last = count_up_to(cu_ptr, origin + size - 1, first, sequences + 1)
-    start, end, inside = segments(cu_ptr, row, first, last, sequences)
-    seeing = real & inside
+    at_least = count_on_to(cu_ptr, begin, known, sequences + 1)
+    at_most = count_on_to(cu_ptr, end - 1, at_least, sequences + 1)
+    first_start, first_stop, in_one = _segment(cu_ptr, begin, at_least, sequences)
+    _, last_stop, _ = _segment(cu_ptr, end - 1, at_most, sequences)
+    # ranges ascend with the rows
+    first = tl.maximum(tl.maximum(first_start, begin - window), tl.load(cu_ptr))
+    last = tl.minimum(tl.minimum(last_stop, end + window), tl.load(cu_ptr + sequences))
+    shared = in_one & False
+    if at_least == at_most:
+        shared = in_one & (window >= first_stop - first_start)
+        start, stop, inside = row * 0 + first_start, row * 0 + first_stop, (row * 0 == 0) & in_one
+    else:
+        start, stop, inside = segments(cu_ptr, row, at_least, at_most, sequences)
+    seeing = (row >= begin) & (row < end) & inside
     low = tl.where(seeing, tl.maximum(start, row - window), 0)
-    high = tl.where(seeing, tl.minimum(end, row + window + 1), 0)
-    return tl.where(seeing, row - start, 0), low, high
-
-
-@triton.jit
-def seen_range(cu_ptr, low, high, sequences):
-    """(first, last, at least, at most) of the rows with these bounds: the packed tokens [first, last) that they see,
-    all of them inside sequences, and limits on how many of cu are <= one of them."""
-    first = tl.min(tl.where(low < high, low, 0x7FFFFFFF), 0)
-    last = tl.max(high, 0)
-    at_least, at_most = 0, 0
-    if first < last:
-        at_least = count_up_to(cu_ptr, first, 0, sequences + 1)
-        at_most = count_up_to(cu_ptr, last - 1, at_least, sequences + 1)
-    return first, last, at_least, at_most
+    high = tl.where(seeing, tl.minimum(stop, row + window + 1), 0)
+    return tl.where(seeing, row - start, 0), low, high, first, last, at_least, at_most, shared
 
 
 @triton.jit
@@ -120,17 +149,22 @@ def positions(cu_ptr, token, real, at_least, at_most, sequences, ROPE: tl.conste
 
 
 @triton.jit
-def load_tile(base_ptr, row, real, stride, D: tl.constexpr):
-    """Packed rows of one head [R, D]; zeros where not ``real``, whatever memory holds there."""
-    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
-    return tl.load(base_ptr + at, real[:, None], 0.0)
+def _tile(base_ptr, first, stride, D: tl.constexpr, ROWS: tl.constexpr):
+    """Pointers to packed rows of one head [ROWS, D]; offsets from the first row have 32 bits."""
+    at = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, D)[None, :]
+    return base_ptr + tl.cast(first, tl.int64) * stride + at
 
 
 @triton.jit
-def store_tile(base_ptr, row, real, stride, x, D: tl.constexpr):
+def load_tile(base_ptr, first, real, stride, D: tl.constexpr):
+    """Packed rows from ``first`` on of one head [R, D]; zeros where not ``real`` [R], whatever memory holds there."""
+    return tl.load(_tile(base_ptr, first, stride, D, real.shape[0]), real[:, None], 0.0)
+
+
+@triton.jit
+def store_tile(base_ptr, first, real, stride, x, D: tl.constexpr):
     """The counterpart of :func:`load_tile`."""
-    at = row.to(tl.int64)[:, None] * stride + tl.arange(0, D)[None, :]
-    tl.store(base_ptr + at, x.to(base_ptr.dtype.element_ty), real[:, None])
+    tl.store(_tile(base_ptr, first, stride, D, real.shape[0]), x.to(base_ptr.dtype.element_ty), real[:, None])
 
 
 @triton.jit
@@ -164,39 +198,47 @@ def settled_16_bit(x):
 
 
 @triton.jit
-def load_rotated(base_ptr, row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
+def load_rotated(base_ptr, first_row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
     """Queries or keys. Without rotation the tile, twice; else its halves [R, D / 2], rotated in fp32 and rounded."""
     if ROPE:
         cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
-        x = load_tile(base_ptr, row, real, stride, D // 2).to(tl.float32)
-        y = load_tile(base_ptr + D // 2, row, real, stride, D // 2).to(tl.float32)
+        x = load_tile(base_ptr, first_row, real, stride, D // 2).to(tl.float32)
+        y = load_tile(base_ptr + D // 2, first_row, real, stride, D // 2).to(tl.float32)
         first = settled((x * cos - y * sin).to(base_ptr.dtype.element_ty))
         second = settled((y * cos + x * sin).to(base_ptr.dtype.element_ty))
     else:
-        first = load_tile(base_ptr, row, real, stride, D)
+        first = load_tile(base_ptr, first_row, real, stride, D)
         second = first
     return first, second
 
 
 @triton.jit
-def store_unrotated(
-    base_ptr, row, real, stride, first, second, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr
-):
-    """The gradient of what :func:`load_rotated` gave, as the gradient of what it loaded."""
-    if ROPE:
-        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
-        store_tile(base_ptr, row, real, stride, first * cos + second * sin, D // 2)
-        store_tile(base_ptr + D // 2, row, real, stride, second * cos - first * sin, D // 2)
-    else:
-        store_tile(base_ptr, row, real, stride, first, D)
+def _add_tile(base_ptr, first_row, real, more, ADD: tl.constexpr, stride, x, D: tl.constexpr):
+    if ADD:
+        x += load_tile(base_ptr, first_row, more, stride, D).to(tl.float32)
+    store_tile(base_ptr, first_row, real, stride, x, D)
 
 
 @triton.jit
-def recomputed(exponent, visible):
+def add_unrotated(
+    base_ptr, first_row, real, more, ADD: tl.constexpr, stride, first, second, cos_ptr, sin_ptr, position,
+    D: tl.constexpr, ROPE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of what :func:`load_rotated` gave, as the gradient of what it loaded; if ADD, added to what is there
+    in rows that are ``more``."""
+    if ROPE:
+        cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
+        _add_tile(base_ptr, first_row, real, more, ADD, stride, first * cos + second * sin, D // 2)
+        _add_tile(base_ptr + D // 2, first_row, real, more, ADD, stride, second * cos - first * sin, D // 2)
+    else:
+        _add_tile(base_ptr, first_row, real, more, ADD, stride, first, D)
+
+
+@triton.jit
+def recomputed(exponent):
     """Probabilities from base-2 logarithms. At most one: of huge scores the log-sum-exp is not known to one, and what
     is beyond it would overflow. NaN stays NaN."""
-    exponent = tl.minimum(tl.where(visible, exponent, float("-inf")), 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return tl.exp2(exponent)
+    return tl.exp2(tl.minimum(exponent, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit

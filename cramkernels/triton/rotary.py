@@ -22,7 +22,8 @@ def _rotary_kernel(
     x_ptr, cos_ptr, sin_ptr, cu_ptr, y_ptr, tokens, sequences, table_rows, heads,
     HALF: tl.constexpr, ROWS: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    begin = tl.program_id(0) * ROWS
+    row = begin + tl.arange(0, ROWS)
     real = row < tokens
     start, _, inside = segments(cu_ptr, row, 0, sequences + 1, sequences)
     position = row - start
@@ -36,16 +37,17 @@ def _rotary_kernel(
     stride = 3 * heads * 2 * HALF
     for head in range(tl.program_id(1), 2 * heads, tl.num_programs(1)):  # queries, then keys
         offset = head * 2 * HALF
-        first = load_tile(x_ptr + offset, row, real, stride, HALF)
-        second = load_tile(x_ptr + offset + HALF, row, real, stride, HALF)
+        first = load_tile(x_ptr + offset, begin, real, stride, HALF)
+        second = load_tile(x_ptr + offset + HALF, begin, real, stride, HALF)
         x, y = first.to(tl.float32), second.to(tl.float32)
         turned_first = (x * cos - y * sin).to(first.dtype)
         turned_second = (y * cos + x * sin).to(first.dtype)
-        store_tile(y_ptr + offset, row, real, stride, tl.where(inside[:, None], turned_first, first), HALF)
-        store_tile(y_ptr + offset + HALF, row, real, stride, tl.where(inside[:, None], turned_second, second), HALF)
+        store_tile(y_ptr + offset, begin, real, stride, tl.where(inside[:, None], turned_first, first), HALF)
+        store_tile(y_ptr + offset + HALF, begin, real, stride, tl.where(inside[:, None], turned_second, second), HALF)
     for head in range(2 * heads + tl.program_id(1), 3 * heads, tl.num_programs(1)):
         offset = head * 2 * HALF
-        store_tile(y_ptr + offset, row, real, stride, load_tile(x_ptr + offset, row, real, stride, 2 * HALF), 2 * HALF)
+        value = load_tile(x_ptr + offset, begin, real, stride, 2 * HALF)
+        store_tile(y_ptr + offset, begin, real, stride, value, 2 * HALF)
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, cu_seqlens: torch.Tensor, *, inverse: bool):

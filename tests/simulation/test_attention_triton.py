@@ -49,6 +49,25 @@ def test_everything(case, architecture, proof):
     run(case, architecture, proof)
 
 
+OPTIONS = (("window", 70), ("dropout_p", 0.2), ("seed", 2**40 + 3))
+MID_CASES = [
+    AttentionCase("attention", BF16, lengths=(137, 0, 250, 3), heads=2, head_dim=32, outside=(3, 5), rope=True),
+    AttentionCase("attention", BF16, lengths=(130, 255), heads=1, head_dim=64, rope=True, masked=0.3, options=OPTIONS),
+    AttentionCase("attention", FP16, lengths=(1, 512), heads=1, head_dim=64, options=OPTIONS[1:]),
+]
+
+
+@pytest.mark.parametrize("case", MID_CASES, ids=str)
+def test_the_backward_of_several_tiles_is_one_kernel(case, proof):
+    assert set(run(case, 80, proof).symbols()) == {"_attention_forward_kernel", "_attention_backward_mid_kernel"}
+
+
+def test_longer_sequences_are_cut(proof):
+    case = AttentionCase("attention", BF16, lengths=(513, 20), heads=1, head_dim=32, options=OPTIONS[:1])
+    kernels = set(run(case, 80, proof).symbols())
+    assert kernels == {"_attention_forward_kernel", "_attention_delta_kernel", "_attention_backward_kernel"}
+
+
 @pytest.mark.parametrize("rope", [False, True], ids=["", "rope"])
 @pytest.mark.parametrize("lengths", [(128,), (200,)], ids=["short", "long"])
 @EVERY_DTYPE

@@ -30,8 +30,12 @@ EVERYTHING = dict(heads=2, head_dim=32, outside=(2, 3), rope=True, masked=0.2)
 EVERY_OPTION = (("window", 20), ("dropout_p", 0.2), ("seed", 2**40 + 3))
 PLAIN_SHORT = AttentionCase(ATTENTION, BF16, lengths=(33, 60), heads=1, head_dim=32, outside=(2, 3))
 PLAIN_LONG = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, outside=(2, 0), spread=3.0)
+PLAIN_RAGGED = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32)
+WINDOWED = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=32, options=(("window", 20),))
+CUT = AttentionCase(ATTENTION, BF16, lengths=(150, 37), heads=1, head_dim=128, outside=(2, 0), spread=3.0)
 SHORT = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 17, 60, 5), options=EVERY_OPTION, **EVERYTHING)
 LONG = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 140, 5), options=EVERY_OPTION, **EVERYTHING)
+LONG_CUT = AttentionCase(ATTENTION, BF16, lengths=(30, 140), options=EVERY_OPTION, **{**EVERYTHING, "head_dim": 128})
 ODD = AttentionCase(ATTENTION, BF16, lengths=(3, 128), heads=1, head_dim=32, options=(("dropout_p", 0.3), ("seed", 5)))
 ROTARY = AttentionCase("rotary", BF16, lengths=(7, 0, 40), heads=3, head_dim=32, outside=(2, 5))
 # Of the reduction's kernel more than one turn; but of LOSS_TILED's 6 tiles of the vocabulary 3 to a program
@@ -78,29 +82,36 @@ MUTANTS = [
     ("mlm_loss", "(columns < vocabulary)[:, None] & (at < width)", "(columns <= vocabulary)[:, None] & (at < width)",
      LOSS_TILED),
     ("mlm_loss", "(local_rows < count)[:, None] & inside)", "inside & (local_rows >= 0)[:, None])", LOSS_TILED),
-    ("attention_forward", "total = total * shrink + tl.sum(p, 1)", "total = total + tl.sum(p, 1)", PLAIN_LONG),
+    ("attention_forward", "total = total * shrink[:, None] + tl.sum(", "total = total + tl.sum(", PLAIN_LONG),
     ("attention_forward", "out * shrink[:, None]", "out", PLAIN_LONG),
-    ("attention_forward", "scores * scale_log2, float", "scores, float", PLAIN_SHORT),
-    ("attention_forward", "last, CHUNK", "last // CHUNK * CHUNK, CHUNK", PLAIN_SHORT),
-    ("attention_forward", "(key >= first) & (key < last)", "key >= first", PLAIN_LONG),
+    ("attention_forward", "scores *= scale_log2", "scores *= 1.0", PLAIN_SHORT),
+    ("attention_forward", "chunks_end, CHUNK", "chunks_end // CHUNK * CHUNK, CHUNK", PLAIN_SHORT),
+    ("attention_forward", "present = key < last", "present = key >= 0", PLAIN_LONG),
+    ("attention_forward", "first + (last - first) // CHUNK", "first + (last - first + CHUNK - 1) // CHUNK",
+     PLAIN_RAGGED),
     ("attention_forward", "key[None, :] >= low[:, None]", "key[None, :] > low[:, None]", PLAIN_SHORT),
     ("attention_forward", "(highest + tl.log2(total)) * 0.6931471805599453", "highest + tl.log2(total)", PLAIN_SHORT),
     ("attention_forward", "visible &= (tl", "visible |= (tl", SHORT),
     ("attention_forward", "factor *= keep_scale", "factor *= 1.0", SHORT),
     ("attention_backward", "(dp - delta[None, :])", "dp", PLAIN_SHORT),
-    ("attention_backward", "(dp - delta[:, None])", "dp", PLAIN_LONG),
-    ("attention_backward", "tl.sum(do * out, 1)", "tl.sum(do, 1)", PLAIN_LONG),
+    ("attention_backward", "(dp - delta[:, None])", "dp", CUT),
+    ("attention_backward", "tl.sum(do * out, 1)", "tl.sum(do, 1)", CUT),
     ("attention_backward", "dk * scale", "dk", PLAIN_SHORT),
-    ("attention_backward", "slices_start, slices_end = begin, end", "slices_start, slices_end = first, last",
+    ("attention_backward", "slices_start, slices_end = tl.minimum(first, begin), tl.maximum(last, end)", "pass",
      PLAIN_SHORT),
     ("attention_backward", "(query >= first) & (query < last)", "query >= first", PLAIN_LONG),
     ("attention_backward", "dropped = tl.where(keep, p, 0.0)", "dropped = p", SHORT),
     ("attention_backward", "dp = tl.where(keep, dp * keep_scale, 0.0)", "dp = dp * keep_scale", SHORT),
     ("attention_backward", "tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)",
      "tl.load(key_mask_ptr + row, real, 0) != 0, high, high)", LONG),
-    ("attention_backward", "kept(seed_ptr, head, row, chunk,", "kept(seed_ptr, head, row, chunk + 4,", LONG),
+    ("attention_backward", "kept(seed_ptr, head, row, chunk,", "kept(seed_ptr, head, row, chunk + 4,", LONG_CUT),
+    ("attention_backward", "do.to(tl.float32) * out.to(tl.float32)", "do.to(tl.float32)", PLAIN_LONG),
+    ("attention_mid_backward", "written = key_gradients(", "key_gradients(", PLAIN_LONG),
+    ("attention_mid_backward", "tl.minimum(stop, origin + TILE)", "origin + TILE", PLAIN_LONG),
+    ("attention_tiles", "x += load_tile(", "x += 0.0 * load_tile(", PLAIN_LONG),
+    ("attention_tiles", "in_one & (window >= first_stop - first_start)", "in_one", WINDOWED),
     ("attention_tiles", "row - window)", "row - window + 1)", SHORT),
-    ("attention_tiles", "tl.minimum(end, row + window + 1)", "row + window + 1", SHORT),
+    ("attention_tiles", "tl.minimum(stop, row + window + 1)", "row + window + 1", SHORT),
     ("attention_tiles", "inside = (count >= 1) & (count <= sequences)", "inside = count >= 1", PLAIN_SHORT),
     ("attention_tiles", "tl.where(real, token - start, 0)", "tl.where(real, token, 0)", SHORT),
     ("attention_tiles", "x * cos - y * sin", "x * cos + y * sin", LONG),
@@ -117,7 +128,9 @@ MUTANTS = [
     ("rotary", "range(tl.program_id(1), 2 * heads", "range(tl.program_id(1), heads", ROTARY),
 ]  # fmt: skip
 # what a mutant is part of, in the order of imports: each is loaded again, so that all of them see the mutant
-FAMILY = ("attention_tiles", "rotary", "attention_forward", "attention_backward", "attention")
+FAMILY = (
+    "attention_tiles", "rotary", "attention_forward", "attention_backward", "attention_mid_backward", "attention",
+)  # fmt: skip
 
 
 def load(name, folder, monkeypatch):
@@ -154,7 +167,7 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
     proof("planted bugs caught", {f"{name}:{there}"})
 
 
-@pytest.mark.parametrize("case", [PLAIN_SHORT, PLAIN_LONG, SHORT, LONG, ODD, ROTARY], ids=str)
+@pytest.mark.parametrize("case", [PLAIN_SHORT, PLAIN_LONG, CUT, SHORT, LONG, LONG_CUT, ODD, ROTARY], ids=str)
 def test_without_a_bug_the_cases_pass(case, monkeypatch):
     for module in FAMILY:
         load(module, FOLDER, monkeypatch)

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import tilings
 from cramkernels import configurations, tune, tuned
-from cramkernels.configurations import BACKWARD, FORWARD, ROWS, SHARED_BYTES, Key, candidates
+from cramkernels.configurations import BACKWARD, FORWARD, MID_BACKWARD, ROWS, SHARED_BYTES, Key, candidates
 from tests.cramkernels.cases import BF16, AttentionCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.cuda import SIMULATOR
@@ -21,6 +21,7 @@ OTHERS = [
     (Key(FORWARD, 32, 128, 0), 86),
     (Key(BACKWARD, 16, 128, 0), 86),
     (Key(BACKWARD, 32, 64, 0), 120),
+    (Key(MID_BACKWARD, 16, 64, 0), 86),
 ]
 every_row = [*TRAINING, *OTHERS] + [
     pytest.param(*row, marks=pytest.mark.exhaustive) for row in ROWS if row not in TRAINING + OTHERS
@@ -46,7 +47,8 @@ def test_every_row_compiles_and_fits(key, part):
     (Key(FORWARD, 16, 64, 0), (150, 28)),
     (Key(BACKWARD, 16, 64, 128), (100, 28, 0, 3)),
     pytest.param(Key(FORWARD, 16, 64, 128), (100, 28, 0, 3), marks=pytest.mark.exhaustive),
-    pytest.param(Key(BACKWARD, 16, 64, 0), (150, 28), marks=pytest.mark.exhaustive),
+    pytest.param(Key(MID_BACKWARD, 16, 64, 0), (150, 28), marks=pytest.mark.exhaustive),
+    pytest.param(Key(BACKWARD, 16, 64, 0), (520, 28), marks=pytest.mark.exhaustive),
 ], ids=str)  # fmt: skip
 def test_launchers_take_another_configuration(key, lengths):
     """Other tiles, other programs, and right results."""
@@ -60,7 +62,7 @@ def test_launchers_take_another_configuration(key, lengths):
     )
     with simulated(80) as executed, configurations.override(key, chosen):
         results = ours(case, arguments)
-    name = "forward" if key.kernel == FORWARD else "backward"
+    name = {FORWARD: "forward", BACKWARD: "backward", MID_BACKWARD: "backward_mid"}[key.kernel]
     (stats,) = [result.stats for symbol, result in executed if f"_{name}_kernel" in symbol]
     assert stats.threads_per_cta == 32 * chosen.warps != 32 * own.warps
     assert_error_rule(results, *expected, case.dtype)
