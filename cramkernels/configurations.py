@@ -42,6 +42,7 @@ class Tiling(NamedTuple):
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
 MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
+CUDA_SHORT_FORWARD = "cuda.attention_short_forward"
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
 TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
@@ -78,11 +79,20 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),
+    # a warp for each 16 rows of the tile: fewer take turns
+    (Key(CUDA_SHORT_FORWARD, 16, 32, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
+    (Key(CUDA_SHORT_FORWARD, 16, 64, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
+    (Key(CUDA_SHORT_FORWARD, 16, 128, 128), AMPERE_ON, Tiling(128, warps=8, whole=True)),
 )
 ROWS = {(key, part): tiling for key, parts, tiling in TABLE for part in parts}
 KEYS = tuple(dict.fromkeys(key for key, _, _ in TABLE))
 LENGTHS = (64, 128)  # at which the table makes a difference
 _overrides: dict[Key, Tiling] = {}
+
+
+def keys_of(part: int) -> list[Key]:
+    """What the table has for a part."""
+    return [key for key in KEYS if (key, part) in ROWS]
 
 
 def tiling_for(kernel: str, x: torch.Tensor, max_seqlen: int) -> Tiling:
@@ -113,6 +123,8 @@ def candidates(key: Key, part: int) -> list[Tiling]:
     """What the tuner times, the table's own first."""
     own = ROWS[key, part]
     found = dict.fromkeys([own])
+    if key.kernel == CUDA_SHORT_FORWARD:
+        return list(found | dict.fromkeys(own._replace(warps=warps) for warps in (8, 4, 2, 1)))
     tiles = (key.longest,) if own.whole else (64, 128) if key.bits == 16 else (16, 32, 64)
     steps = ((16, 2), (32, 1), (32, 2), (64, 2)) if key.bits == 16 else ((16, 1), (16, 2), (32, 2))
     for tile in tiles:

@@ -29,13 +29,14 @@ def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[]
     kernels = importlib.import_module(f"cramkernels.{backend}.attention")
     length = min(key.longest or LONG, tokens)
     tokens, heads = tokens // length * length, max(WIDTH // key.head_dim, 1)
-    dtype = torch.bfloat16 if key.bits == 16 else torch.float32
+    half = torch.float16 if configurations.part_of(device) < 80 else torch.bfloat16
+    dtype = half if key.bits == 16 else torch.float32
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(tokens, 3, heads, key.head_dim, generator=generator).to(device, dtype)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     angles = torch.rand(length, key.head_dim // 2, generator=generator).to(device)
     options = length, angles.cos(), angles.sin(), None, None, key.head_dim**-0.5, 0.0, None
-    if function == "attention_forward":
+    if function.endswith("forward"):
         return lambda: kernels.attention_forward(qkv, cu_seqlens, *options)
     out, lse = kernels.attention_forward(qkv, cu_seqlens, *options)
     return lambda: kernels.attention_backward(out, qkv, out, lse, cu_seqlens, *options)
@@ -110,12 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         major, minor = torch.cuda.get_device_capability(device)
     except (RuntimeError, ValueError, AssertionError) as error:
         return _refused(f"--device: {str(error).splitlines()[0]}")
-    if major < 8:
-        return _refused(f"the kernels that can be tuned are for sm_80 and later, not sm_{major}{minor}")
+    if (major, minor) < (7, 5):
+        return _refused(f"the kernels are for sm_75 and later, not sm_{major}{minor}")
     card = tuned.Card(torch.cuda.get_device_name(device), 10 * major + minor, tuned.library_version())
     try:
         with torch.cuda.device(device), torch.no_grad():
-            tune(card, device, configurations.part_of(device), cuda_clock, configurations.KEYS)
+            part = configurations.part_of(device)
+            tune(card, device, part, cuda_clock, configurations.keys_of(part))
     except OSError as error:
         print(f"error: {card.path} cannot be written: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 
 from cramkernels import library
+from cramkernels.configurations import CUDA_SHORT_FORWARD, tiling_for
 from cramkernels.cuda.arguments import ATTENTION, DTYPES, ROTARY, capability, pointer
 from cramkernels.reference import attention as reference
 from cramkernels.reference.philox import keep_threshold
 
 HEAD_DIMS = (32, 64, 128)
 SHORT_TOKENS, MID_TOKENS = 128, 512
-FORWARD_WARPS = 8  # of a CTA of the short forward; fewer would take more turns
 
 
 def path(qkv: torch.Tensor, max_seqlen: int) -> str | None:
@@ -57,8 +57,9 @@ def attention_forward(
     tokens, _, heads, head_dim = qkv.shape
     out = torch.empty(tokens, heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     lse = torch.empty(heads, tokens, dtype=torch.float32, device=qkv.device)
+    warps = tiling_for(CUDA_SHORT_FORWARD, qkv, max_seqlen).warps if served_by == "short" else 0
     _call(f"ck_attention_{served_by}_forward", qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed,
-          out=out, lse=lse)  # fmt: skip
+          out=out, lse=lse, warps=warps)  # fmt: skip
     return out, lse
 
 
@@ -80,7 +81,7 @@ def attention_backward(
 
 def _call(
     name: str, qkv, cu_seqlens, cos, sin, key_mask, window, scale, dropout_p, seed, *, out, lse, grad=None, delta=None,
-    dqkv=None,
+    dqkv=None, warps=0,
 ):  # fmt: skip
     tokens, _, heads, head_dim = qkv.shape
     if qkv.numel() == 0:
@@ -93,7 +94,7 @@ def _call(
         qkv.data_ptr(), pointer(grad), pointer(cos), pointer(sin), cu_seqlens.data_ptr(), pointer(key_mask),
         pointer(seed), out.data_ptr(), pointer(dqkv), lse.data_ptr(), pointer(delta),
         tokens, cu_seqlens.shape[0] - 1, heads, head_dim, DTYPES[qkv.dtype],
-        -1 if window is None else min(window, tokens), FORWARD_WARPS,
+        -1 if window is None else min(window, tokens), warps,
         scale, 1.0 / (1.0 - dropout_p), keep_threshold(dropout_p), 0,
     )  # fmt: skip
     library.call(name, arguments, qkv.device)

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 from cramkernels import configurations, tune, tuned
-from cramkernels.configurations import BACKWARD, FORWARD, KEYS, ROWS, SHARED_BYTES, Key, Tiling, candidates
+from cramkernels.configurations import (
+    BACKWARD,
+    CUDA_SHORT_FORWARD,
+    FORWARD,
+    KEYS,
+    ROWS,
+    SHARED_BYTES,
+    Key,
+    Tiling,
+    candidates,
+    keys_of,
+)
 
 KEY = Key(FORWARD, 16, 64, 128)
 CARD = tuned.Card("NVIDIA GeForce RTX 3090", 86, "1.2.3")
@@ -27,8 +38,9 @@ def another(key, part=86):
 
 
 def test_every_kernel_has_a_row_for_every_part():
-    parts = [part for part in SHARED_BYTES if part >= 80]
-    assert {part for _, part in ROWS} == set(parts) and len(ROWS) == len(KEYS) * len(parts)
+    for part in SHARED_BYTES:
+        assert part == 75 or keys_of(part) == list(KEYS)
+    assert keys_of(75) == [Key(CUDA_SHORT_FORWARD, 16, head_dim, 128) for head_dim in (32, 64)]
     for kernel in (FORWARD, BACKWARD):
         for bits in (16, 32):
             for head_dim in (32, 64, 128):
@@ -197,7 +209,7 @@ def test_the_command_without_a_gpu(tmp_path):
 @pytest.mark.parametrize("arguments, capability, line", [
     (["--device", "cpu"], (8, 6), "error: --device: got 'cpu', want cuda or cuda:N\n"),
     (["--device", "gpu7"], (8, 6), "error: --device: "),
-    (["--device", "cuda:0"], (7, 5), "error: the kernels that can be tuned are for sm_80 and later, not sm_75\n"),
+    (["--device", "cuda:0"], (7, 0), "error: the kernels are for sm_75 and later, not sm_70\n"),
 ])  # fmt: skip
 def test_refusals(arguments, capability, line, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

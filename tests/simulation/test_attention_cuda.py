@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cramkernels.attention import attention_with_lse
+from cramkernels.configurations import CUDA_SHORT_FORWARD, Key, candidates, override
 from cramkernels.cuda import arguments as arguments_of
 from cramkernels.cuda import attention as cuda_attention
 from tests.cramkernels.cases import BF16, FP16, FP32, SHORT_ATTENTION_CASES, AttentionCase, cumulative
@@ -81,14 +82,19 @@ def test_the_same_bits_twice(case):
     assert all(first[name].equal(again[name]) for name in first)
 
 
-def test_fewer_warps_are_the_same_bits(monkeypatch):
+def test_every_configuration_gives_the_same_bits():
+    """Of the forward, whose warps are chosen at run time; the table's is the first."""
     case = SHORT_ATTENTION_CASES[4]
     arguments = case.arguments()
-    with simulated(80):
-        results = ours(case, arguments)
-        monkeypatch.setattr(cuda_attention, "FORWARD_WARPS", 4)
-        fewer = ours(case, arguments)
-    assert all(results[name].equal(fewer[name]) for name in results)
+    key = Key(CUDA_SHORT_FORWARD, 16, case.head_dim, 128)
+    found = {}
+    for tiling in candidates(key, 80):
+        with simulated(80) as executed, override(key, tiling):
+            found[tiling] = ours(case, arguments)
+        (forward,) = [result.stats for symbol, result in executed if "short_forward" in symbol]
+        assert forward.threads_per_cta == 32 * tiling.warps
+    first, *others = found.values()
+    assert len(others) == 3 and all(first[name].equal(other[name]) for other in others for name in first)
 
 
 def test_rows_outside_may_hold_nan():
