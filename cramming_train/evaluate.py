@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cramming_train import report
+from cramming_train.certificate import revise
 from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
 from cramming_train.glue.hub import Hub
@@ -23,7 +24,6 @@ from cramming_train.glue.tasks import DEFAULT_TASKS, TASKS
 from cramming_train.precision import Precision
 from cramming_train.recipes import Evaluation, Recipe, apply_overrides, default_recipe, get_recipe
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, list_runs
-from cramming_train.summary import note_evaluation
 from cramming_train.validation import held_out_loss
 
 NO_RUN = "none"
@@ -102,21 +102,22 @@ def evaluate_glue(arguments: argparse.Namespace, device: torch.device) -> int:
     print(f"written to {folder}")
     if arguments.run != NO_RUN:
         run = Run(folder.parent)
-        note_evaluation(run, *judgement(scores, settings))
+        kept, why = judgement(scores, settings)
+        revise(run, judged={"kept": kept, "why": why})
         page = report.write_report(run)
         if page is not None:
             print(f"report: {page}")
     return 0
 
 
-def judgement(scores: Scores, settings: Evaluation) -> tuple[bool, str]:
-    """Whether the fifth rule of cramming is kept, and why."""
+def judgement(scores: Scores, settings: Evaluation) -> tuple[bool | None, str]:
+    """Whether the fifth rule of cramming is kept, None where that is open, and why."""
     if settings.epochs > MAX_EPOCHS:
         return False, f"{settings.epochs} epochs of fine-tuning, more than {MAX_EPOCHS}"
     if scores.mean is None:
         lacking = [f"missing: {', '.join(scores.missing)}"] if scores.missing else []
         lacking += [f"incomplete data: {', '.join(scores.incomplete)}"] if scores.incomplete else []
-        return False, f"judged on {', '.join(scores.rows)}; " + "; ".join(lacking or ["seeds are lacking"])
+        return None, f"judged on {', '.join(scores.rows)}; " + "; ".join(lacking or ["seeds are lacking"])
     return True, f"GLUE mean {100 * scores.mean:.1f}: recipe {settings.name}, {settings.epochs} epochs"
 
 

@@ -17,6 +17,7 @@ from cramming_train import report
 from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
+from cramming_train.certificate import contamination, rules, write_certificate
 from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
 from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
@@ -28,6 +29,7 @@ from cramming_train.errors import Interrupted, UsageError, command
 from cramming_train.graph import Pace, graph_that_fits
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
+from cramming_train.machine import device_name, hardware, software
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count, start_at_unigram
 from cramming_train.plan import in_a_line, this_machine
 from cramming_train.precision import Precision
@@ -35,7 +37,7 @@ from cramming_train.prediction import agreed_micro_rows, predict
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run
 from cramming_train.signals import StopRequest, terminate_by_exception
 from cramming_train.starting import Settings, new_settings, open_run
-from cramming_train.summary import device_name, kernels_used, rules, write_summary
+from cramming_train.summary import kernels_used, write_summary
 from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
 from cramming_train.validation import held_out_loss
 from cramming_train.verify import verify
@@ -265,14 +267,18 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         "data": {
             **{key: metadata[key] for key in ("source", "source_kind", "fingerprint", "rows", "notices")},
             "unigram_loss": metadata["unigram_loss"],
+            "sha256": metadata.get("sha256"),
+            "contamination": contamination(run, prepared.path),
         },
         "kernels": kernels_used(trainer.device, trainer.precision.gemm_dtype),
         **loop.execution,
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "hardware": hardware(trainer.device),
+        "versions": software(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    summary["rules"] = rules(summary, metadata, evaluated=False)
+    summary["rules"] = rules(summary)
     write_summary(run, summary)
+    write_certificate(run)
     log.write("summary", step=trainer.step)
     show_summary(summary, report.write_report(run))
     return summary

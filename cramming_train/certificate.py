@@ -1,0 +1,165 @@
+"""The five rules of cramming, each kept, broken or still open, and certificate.json: what anyone needs to check a run.
+
+The rules follow from the facts in summary.json alone. Whatever adds a fact later (GLUE, the search for downstream text)
+goes through :func:`revise`, which states the rules anew and writes the certificate again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from cramming_train.checkpoint import MODEL_FILE, list_checkpoints, load_state, write_json_atomically
+from cramming_train.data import embedded, hub
+from cramming_train.errors import RunError
+from cramming_train.runs import RECIPE_FILE, SUMMARY_FILE, TOKENIZER_FILE, Run, read_json
+from cramming_train.summary import write_summary
+
+CERTIFICATE_FILE, CONTAMINATION_FILE = "certificate.json", "contamination.json"
+DAY_SECONDS = 24 * 3600
+STATES = {True: "kept", False: "broken", None: "open"}
+
+
+def rules(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The five rules: ``rule``, ``kept`` (None where it is not known yet) and ``why``."""
+    seconds, processes = summary["train_seconds"], summary["processes"]
+    imported = imported_weights(summary)
+    started = f"weights imported from {imported}" if imported else f"random initialisation, seed {summary['seed']}"
+    on_one = processes == 1 and seconds <= DAY_SECONDS
+    several = "es" if processes > 1 else ""
+    ran = f"{processes} process{several} on {summary['device']}, {seconds:,.0f} of {DAY_SECONDS:,} seconds"
+    judged = summary.get("judged", {"kept": None, "why": "not judged yet: run python -m cramming_train.evaluate"})
+    return [
+        _rule("a transformer trained with masked language modelling, from scratch", not imported, started),
+        _rule("no pretrained model in any part of the pipeline", *_pretrained_parts(summary["data"], imported)),
+        _rule("any raw text except downstream data", *_downstream_text(summary)),
+        _rule("one GPU, 24 hours", on_one, ran),
+        _rule("judged on GLUE, one set of hyperparameters, at most 5 epochs", judged["kept"], judged["why"]),
+    ]
+
+
+def imported_weights(summary: dict[str, Any]) -> str | None:
+    """Where the first weights came from, if not from chance."""
+    return summary.get("init_from") or summary.get("imported") or None
+
+
+def _rule(rule: str, kept: bool | None, why: str) -> dict[str, Any]:
+    return {"rule": rule, "kept": kept, "why": why}
+
+
+def _pretrained_parts(data: dict[str, Any], imported: str | None) -> tuple[bool, str]:
+    found = [f"the weights of {imported}"] if imported else []
+    source = data["source"]
+    if data["source_kind"] != "rows":
+        tokenizer = "the tokenizer was trained on the same text"
+    elif source == hub.PILE_ROWS:
+        tokenizer = "tokenizer and rows are the original project's own, trained from scratch by its word"
+    else:
+        found.append(f"the tokenizer that came with the ready-made rows ({source})")
+    return (False, "made elsewhere: " + " and ".join(found)) if found else (True, tokenizer)
+
+
+def _downstream_text(summary: dict[str, Any]) -> tuple[bool | None, str]:
+    """Whether GLUE was looked for in the rows, and found."""
+    data = summary["data"]
+    found = data.get("contamination")
+    text = f"raw text from {data['source']}"
+    if data["source_kind"] == embedded.SOURCE:
+        text = "documentation of this machine's Python packages, a demonstration"
+    if data["source_kind"] == "rows":
+        text = f"rows prepared by others ({data['source']})"
+    if summary["epochs"] > 1:
+        text += f", used {summary['epochs']:.1f} times"
+    if found is None:
+        return None, f"{text}; not compared with GLUE: run python -m cramming_train.contamination --glue-dir DIR"
+    if found["overlapping"]:
+        where = ", ".join(name for name, entry in found["sets"].items() if entry["overlapping"])
+        return False, (
+            f"{text}; {found['overlapping']:,} of {found['checked']:,} sentences of GLUE ({where}) overlap with "
+            f"{found['rows_affected']:,} of {found['rows']:,} rows ({found['words']} words in a row)"
+        )
+    why = f"{text}; none of {found['checked']:,} sentences of GLUE overlaps ({found['words']} words in a row)"
+    if found["not_given"]:
+        return None, f"{why}; not compared: {', '.join(found['not_given'])}"
+    return True, why
+
+
+def contamination(run: Run, prepared: Path) -> dict[str, Any] | None:
+    """What the search for downstream text found in the run's very rows: noted in the run, or beside the rows."""
+    for path in (run.path / CONTAMINATION_FILE, prepared / CONTAMINATION_FILE):
+        with contextlib.suppress(RunError):  # missing or damaged: then nothing is known
+            found = read_json(path)
+            if found.get("fingerprint") == run.settings["data"]["fingerprint"]:
+                return found
+    return None
+
+
+def revise(run: Run, **facts: Any) -> None:
+    """Add facts to the summary (``judged``; ``contamination`` goes to its data), then rules and certificate anew."""
+    summary = run.summary
+    if summary is None:
+        return
+    if "contamination" in facts:
+        summary["data"]["contamination"] = facts.pop("contamination")
+    summary.update(facts)
+    summary["rules"] = rules(summary)
+    write_summary(run, summary)
+    write_certificate(run)
+
+
+def write_certificate(run: Run) -> Path | None:
+    """Write RUN/certificate.json from what lies in the run; None where the run has not ended."""
+    summary = run.summary
+    if summary is None:
+        return None
+    path = run.path / CERTIFICATE_FILE
+    try:
+        content = certificate(run, summary)
+    except KeyError as error:
+        raise RunError(f"{run.path / SUMMARY_FILE}: of another version of this program (no {error})") from None
+    write_json_atomically(path, content)
+    return path
+
+
+def certificate(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """The content of certificate.json."""
+    settings = read_json(run.path / RECIPE_FILE)
+    scores = run.path / "evaluation" / "glue.json"
+    return {
+        "run": run.name,
+        "finished": summary["finished"],
+        "verdict": verdict(summary["rules"]),
+        "rules": [{**rule, "state": STATES[rule["kept"]]} for rule in summary["rules"]],
+        "results": {
+            **{key: summary[key] for key in ("tokens", "optimizer_steps", "train_seconds", "parameters")},
+            **{key: summary[key] for key in ("train_loss", "validation_loss", "validation_accuracy")},
+            "glue_mean": read_json(scores)["mean"] if scores.exists() else None,
+        },
+        "hardware": {"device": summary["device"], "processes": summary["processes"], **summary["hardware"]},
+        "software": summary["versions"],
+        "kernels": summary["kernels"],
+        "data": summary["data"],
+        "sha256": _digests(run),
+        "recipe": settings["recipe"],
+        "settings": {key: settings[key] for key in ("seed", "hours", "tokens", "text_column")},
+    }
+
+
+def verdict(stated: list[dict[str, Any]]) -> str:
+    """Of all rules together: broken where one is, else open where one is, else kept."""
+    kept = [rule["kept"] for rule in stated]
+    return STATES[False if False in kept else None if None in kept else True]
+
+
+def _digests(run: Run) -> dict[str, str]:
+    """SHA-256 of the weights and the tokenizer that these results belong to."""
+    digests = {}
+    tokenizer = run.path / TOKENIZER_FILE
+    if tokenizer.exists():
+        digests[TOKENIZER_FILE] = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    checkpoints = list_checkpoints(run.checkpoints)
+    if checkpoints:
+        digests[MODEL_FILE] = load_state(checkpoints[-1])["sha256"][MODEL_FILE]
+    return digests
