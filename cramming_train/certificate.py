@@ -14,43 +14,55 @@ from typing import Any
 from cramming_train.checkpoint import MODEL_FILE, list_checkpoints, load_state, write_json_atomically
 from cramming_train.data import embedded, hub
 from cramming_train.errors import RunError
-from cramming_train.runs import RECIPE_FILE, SUMMARY_FILE, TOKENIZER_FILE, Run, read_json
+from cramming_train.glue.results import glue_scores
+from cramming_train.runs import SUMMARY_FILE, TOKENIZER_FILE, Run, read_json
 from cramming_train.summary import write_summary
 
 CERTIFICATE_FILE, CONTAMINATION_FILE = "certificate.json", "contamination.json"
 DAY_SECONDS = 24 * 3600
+RESULTS = (
+    "parameters", "tokens", "epochs", "optimizer_steps", "train_seconds", "train_loss", "validation_loss",
+    "validation_accuracy",
+)  # of summary.json  # fmt: skip
 STATES = {True: "kept", False: "broken", None: "open"}
 
 
 def rules(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The five rules: ``rule``, ``kept`` (None where it is not known yet) and ``why``."""
-    seconds, processes = summary["train_seconds"], summary["processes"]
-    imported = imported_weights(summary)
-    started = f"weights imported from {imported}" if imported else f"random initialisation, seed {summary['seed']}"
-    on_one = processes == 1 and seconds <= DAY_SECONDS
-    several = "es" if processes > 1 else ""
-    ran = f"{processes} process{several} on {summary['device']}, {seconds:,.0f} of {DAY_SECONDS:,} seconds"
+    origin = started_from(summary)
+    started = (
+        f"random initialisation, seed {summary.get('seed')}" if origin is None else f"weights imported from {origin}"
+    )
     judged = summary.get("judged", {"kept": None, "why": "not judged yet: run python -m cramming_train.evaluate"})
     return [
-        _rule("a transformer trained with masked language modelling, from scratch", not imported, started),
-        _rule("no pretrained model in any part of the pipeline", *_pretrained_parts(summary["data"], imported)),
+        _rule("a transformer trained with masked language modelling, from scratch", origin is None, started),
+        _rule("no pretrained model in any part of the pipeline", *_pretrained_parts(summary["data"], origin)),
         _rule("any raw text except downstream data", *_downstream_text(summary)),
-        _rule("one GPU, 24 hours", on_one, ran),
+        _rule("one GPU, 24 hours", *_time_and_hardware(summary)),
         _rule("judged on GLUE, one set of hyperparameters, at most 5 epochs", judged["kept"], judged["why"]),
     ]
 
 
-def imported_weights(summary: dict[str, Any]) -> str | None:
-    """Where the first weights came from, if not from chance."""
-    return summary.get("init_from") or summary.get("imported") or None
+def started_from(summary: dict[str, Any]) -> str | None:
+    """Where the first weights came from, None where from chance: weights trained on here, or taken over as they are."""
+    return summary.get("initial_weights") or summary.get("imported_from")
 
 
 def _rule(rule: str, kept: bool | None, why: str) -> dict[str, Any]:
     return {"rule": rule, "kept": kept, "why": why}
 
 
-def _pretrained_parts(data: dict[str, Any], imported: str | None) -> tuple[bool, str]:
-    found = [f"the weights of {imported}"] if imported else []
+def _time_and_hardware(summary: dict[str, Any]) -> tuple[bool | None, str]:
+    seconds, processes = summary.get("train_seconds"), summary.get("processes")
+    if seconds is None or processes is None:
+        return None, "time and hardware of the training are not known"
+    several = "es" if processes > 1 else ""
+    ran = f"{processes} process{several} on {summary['device']}, {seconds:,.0f} of {DAY_SECONDS:,} seconds"
+    return processes == 1 and seconds <= DAY_SECONDS, ran
+
+
+def _pretrained_parts(data: dict[str, Any], origin: str | None) -> tuple[bool, str]:
+    found = [] if origin is None else [f"the weights of {origin}"]
     source = data["source"]
     if data["source_kind"] != "rows":
         tokenizer = "the tokenizer was trained on the same text"
@@ -70,8 +82,10 @@ def _downstream_text(summary: dict[str, Any]) -> tuple[bool | None, str]:
         text = "documentation of this machine's Python packages, a demonstration"
     if data["source_kind"] == "rows":
         text = f"rows prepared by others ({data['source']})"
-    if summary["epochs"] > 1:
+    if (summary.get("epochs") or 0) > 1:
         text += f", used {summary['epochs']:.1f} times"
+    if data["fingerprint"] is None:
+        return None, "the text is not known"
     if found is None:
         return None, f"{text}; not compared with GLUE: run python -m cramming_train.contamination --glue-dir DIR"
     if found["overlapping"]:
@@ -125,25 +139,24 @@ def write_certificate(run: Run) -> Path | None:
 
 def certificate(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     """The content of certificate.json."""
-    settings = read_json(run.path / RECIPE_FILE)
-    scores = run.path / "evaluation" / "glue.json"
+    settings = run.settings
+    scores = glue_scores(run.path)
     return {
         "run": run.name,
         "finished": summary["finished"],
         "verdict": verdict(summary["rules"]),
         "rules": [{**rule, "state": STATES[rule["kept"]]} for rule in summary["rules"]],
         "results": {
-            **{key: summary[key] for key in ("tokens", "optimizer_steps", "train_seconds", "parameters")},
-            **{key: summary[key] for key in ("train_loss", "validation_loss", "validation_accuracy")},
-            "glue_mean": read_json(scores)["mean"] if scores.exists() else None,
+            **{key: summary.get(key) for key in RESULTS},
+            "glue_mean": None if scores is None else scores["mean"],
         },
-        "hardware": {"device": summary["device"], "processes": summary["processes"], **summary["hardware"]},
-        "software": summary["versions"],
-        "kernels": summary["kernels"],
+        "hardware": {**{key: summary.get(key) for key in ("device", "processes")}, **summary.get("hardware", {})},
+        "software": summary.get("versions"),
+        "kernels": summary.get("kernels"),
         "data": summary["data"],
         "sha256": _digests(run),
         "recipe": settings["recipe"],
-        "settings": {key: settings[key] for key in ("seed", "hours", "tokens", "text_column")},
+        "settings": {key: settings.get(key) for key in ("seed", "hours", "tokens", "text_column")},
     }
 
 

@@ -16,7 +16,7 @@ from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
 from cramming_train.glue.hub import Hub
 from cramming_train.glue.reading import Folder
-from cramming_train.glue.results import Scores, write_json
+from cramming_train.glue.results import EVALUATION_FOLDER, Scores, write_json
 from cramming_train.glue.subject import Subject, TextPipeline, pretrained_subject, random_subject
 from cramming_train.glue.suite import load_tasks, run_glue
 from cramming_train.glue.table import comparison_lines, recipe_lines, score_lines, summary_lines
@@ -27,7 +27,6 @@ from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, list_runs
 from cramming_train.validation import held_out_loss
 
 NO_RUN = "none"
-FOLDER = "evaluation"
 MAX_EPOCHS = 5  # of the fifth rule
 
 
@@ -132,7 +131,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
         recipe = changed(run.recipe, arguments)
         if dataclasses.replace(recipe, evaluation=run.recipe.evaluation) != run.recipe:
             raise UsageError("--set: the run is as it was trained; only evaluation and its fields can be changed now")
-        return pretrained_subject(run, recipe.evaluation), recipe, run.path / FOLDER
+        return pretrained_subject(run, recipe.evaluation), recipe, run.path / EVALUATION_FOLDER
     if arguments.data:
         prepared = open_prepared(arguments.data)
         text = TextPipeline(prepared.metadata["recipe"]["clean"], prepared.tokenizer)
@@ -147,7 +146,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
     return (
         random_subject(recipe.architecture, text, recipe.evaluation),
         recipe,
-        arguments.out / NO_RUN / FOLDER,
+        arguments.out / NO_RUN / EVALUATION_FOLDER,
     )
 
 
@@ -166,7 +165,7 @@ def evaluate_mlm(arguments: argparse.Namespace, device: torch.device) -> int:
     dtype = Precision(run.recipe.training.precision, device).dtype
     model = run.load_model(device)
     result = held_out_loss(model, run.prepared().validation, device=device, autocast_dtype=dtype)
-    path = write_json(run.path / FOLDER / "mlm.json", {"suite": "mlm", "run": run.name, **result})
+    path = write_json(run.path / EVALUATION_FOLDER / "mlm.json", {"suite": "mlm", "run": run.name, **result})
     print(
         f"{run.name}: held-out masked-LM loss {result['loss']:.4f} nats, "
         f"accuracy {100 * result['accuracy']:.2f} % "

@@ -38,7 +38,8 @@ from cramming_train.runs import DEFAULT_RUNS_DIR, Run
 from cramming_train.signals import StopRequest, terminate_by_exception
 from cramming_train.starting import Settings, new_settings, open_run
 from cramming_train.summary import kernels_used, write_summary
-from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
+from cramming_train.trackers import TRACKERS, check_trackers, open_trackers
+from cramming_train.tracking import RunLog, seconds_used
 from cramming_train.validation import held_out_loss
 from cramming_train.verify import verify
 
@@ -64,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the named run, or the latest")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, help="seed of weights, masks and orders (default 0)")
-    parser.add_argument("--track", nargs="+", default=[], choices=TRACKER_NAMES, help="log there as well")
+    parser.add_argument("--track", nargs="+", default=[], choices=tuple(TRACKERS), help="log there as well")
     parser.add_argument(
         "--verify", action="store_true", help="prove the operations against plain PyTorch; a GPU's always are"
     )
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         show_plan(new_settings(arguments, device.type), device)
         return 0
+    check_trackers(arguments.track)
     keep_freed_memory()
     world = join_world(device.type)
     try:
@@ -144,7 +146,7 @@ def pretrain(
     # --- the budget's clock starts: the data is ready
     budget = Budget(settings.hours * 3600, tokens=settings.tokens, used=seconds_used(run.log))
     display = Display(world.is_leader)
-    trackers = open_trackers(track, run.path, run.name) if world.is_leader else ()
+    trackers = open_trackers(track, run.path, run.name, run.settings) if world.is_leader else ()
     log_path = run.log if world.is_leader else run.path / f"log-{world.rank}.jsonl"
     log = RunLog(log_path, lambda: budget.elapsed, trackers)
     try:

@@ -13,8 +13,8 @@ from cramming_train.errors import RunError
 from cramming_train.machine import device_name, hardware, software
 from cramming_train.runs import Run
 
-TEXT = {"source": "books/*.txt", "source_kind": "files"}
-ROWS = {"source": "someone/rows", "source_kind": "rows"}
+TEXT = {"source": "books/*.txt", "source_kind": "files", "fingerprint": "abc"}
+ROWS = {**TEXT, "source": "someone/rows", "source_kind": "rows"}
 CLEAN = {"sets": {"rte validation": {"sentences": 9, "checked": 8, "overlapping": 0}}, "checked": 8, "overlapping": 0,
          "rows": 1000, "rows_affected": 0, "words": 13, "not_given": []}  # fmt: skip
 FOUND = {**CLEAN, "sets": {"rte validation": {"sentences": 9, "checked": 8, "overlapping": 3}}, "overlapping": 3,
@@ -43,12 +43,20 @@ def test_every_rule_kept():
     assert all(rule["kept"] for rule in result) and verdict(result) == "kept"
 
 
-@pytest.mark.parametrize("field", ["init_from", "imported"])
+@pytest.mark.parametrize("field", ["initial_weights", "imported_from"])
 def test_imported_weights_break_the_first_and_the_second(field):
     result = stated(**{field: "bert-base-uncased"})
     assert [rule["kept"] for rule in result[:2]] == [False, False] and verdict(result) == "broken"
     assert "imported from bert-base-uncased" in result[0]["why"] and "bert-base-uncased" in result[1]["why"]
     assert stated(**{field: None}) == stated()
+
+
+def test_of_weights_taken_over_little_is_known():
+    """They bring no time, no machine and no text."""
+    data = {"source": "not known", "source_kind": "imported", "fingerprint": None}
+    result = rules({"data": data, "imported_from": "/models/bert"})
+    assert [rule["kept"] for rule in result] == [False, False, None, None, None]
+    assert "text is not known" in result[2]["why"] and "not known" in result[3]["why"]
 
 
 def test_a_tokenizer_from_elsewhere_breaks_the_second():
@@ -57,12 +65,12 @@ def test_a_tokenizer_from_elsewhere_breaks_the_second():
     assert second["kept"] is False and "tokenizer that came with the ready-made rows (someone/rows)" in second["why"]
     original = stated({**ROWS, "source": PILE_ROWS})[1]
     assert original["kept"] and "by its word" in original["why"]
-    assert " and " in stated(ROWS, imported="x")[1]["why"]
+    assert " and " in stated(ROWS, initial_weights="x")[1]["why"]
 
 
 @pytest.mark.parametrize("data, words", [
     (TEXT, "raw text from books/*.txt; not compared with GLUE: run python -m cramming_train.contamination"),
-    ({"source": "embedded", "source_kind": "embedded"}, "a demonstration; not compared"),
+    ({**TEXT, "source": "embedded", "source_kind": "embedded"}, "a demonstration; not compared"),
     (ROWS, "rows prepared by others (someone/rows); not compared"),
 ])  # fmt: skip
 def test_text_that_was_not_compared_leaves_the_third_open(data, words):
@@ -105,9 +113,9 @@ def run(tmp_path):
     """A run's folder with everything that a certificate is made of."""
     content = {
         "name": "x", "train_loss": 3.25, "validation_loss": 3.5, "validation_accuracy": 0.4, "tokens": 10,
-        "epochs": 0.1, "optimizer_steps": 2, "train_seconds": 9.0, "parameters": 11, "device": "a CPU", "processes": 1, "seed": 0,
-        "hardware": hardware(torch.device("cpu")), "versions": software(), "kernels": {"attention": "reference"},
-        "data": {**TEXT, "fingerprint": "abc", "rows": 5}, "finished": "2030-01-01T00:00:00+0000",
+        "epochs": 0.1, "optimizer_steps": 2, "train_seconds": 9.0, "parameters": 11, "device": "a CPU", "processes": 1,
+        "seed": 0, "hardware": hardware(torch.device("cpu")), "versions": software(),
+        "kernels": {"attention": "reference"}, "data": {**TEXT, "rows": 5}, "finished": "2030-01-01T00:00:00+0000",
     }  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps({**content, "rules": rules(content)}))
     (tmp_path / "recipe.json").write_text(json.dumps(

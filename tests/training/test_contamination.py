@@ -101,8 +101,8 @@ def test_a_run_on_such_rows_breaks_the_third_rule(prepared, glue, tmp_path):
     run = make_run(tmp_path / "runs" / "one", prepared)
     assert contamination.main(["--run", "one", "--out", str(tmp_path / "runs"), "--glue-dir", str(glue)]) == 0
     found = known(run, tmp_path / "gone")
-    summary = {"data": {"source": "s", "source_kind": "files", "contamination": found}, "epochs": 0.5, "processes": 1,
-               "train_seconds": 5.0, "device": "d", "seed": 0}  # fmt: skip
+    data = {"source": "s", "source_kind": "files", "fingerprint": "abc", "contamination": found}
+    summary = {"data": data, "epochs": 0.5, "processes": 1, "train_seconds": 5.0, "device": "d", "seed": 0}
     third = rules(summary)[2]
     assert third["kept"] is False and f"{found['overlapping']} of {found['checked']} sentences" in third["why"]
     (run.path / "contamination.json").write_text("{")
