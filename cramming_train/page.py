@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cramming_train.certificate import CERTIFICATE_FILE, STATES, started_from
-from cramming_train.display import duration
+from cramming_train.display import compact, duration
 from cramming_train.glue.table import LABELS, METRIC_LABELS
 from cramming_train.glue.tasks import HEADLINE_ROWS, PUBLISHED
 from cramming_train.pictures import Picture
@@ -84,15 +84,6 @@ def _figures(summary: dict[str, Any], scores: dict[str, Any] | None) -> list[dic
 
 def _perplexity(loss: float) -> str:
     return f"{math.exp(min(loss, 50)):,.1f}"
-
-
-def compact(number: float) -> str:
-    """1,234, 12.3 k, 4.56 M or 7.89 G."""
-    for unit, word in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= unit:
-            value = number / (1e3 if word == "k" else unit)
-            return f"{value:.{max(2 - int(math.log10(value)), 0)}f} {word}"
-    return f"{number:,.0f}"
 
 
 def _scores(scores: dict[str, Any]) -> dict[str, Any]:

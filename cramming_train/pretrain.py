@@ -17,12 +17,12 @@ from cramming_train import report
 from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
-from cramming_train.certificate import contamination, rules, write_certificate
+from cramming_train.certificate import STATES, contamination, rules, write_certificate
 from cramming_train.checkpoint import latest_checkpoint, load_checkpoint
 from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
 from cramming_train.data.prepare import AUTO
-from cramming_train.display import Display, duration
+from cramming_train.display import Display, duration, fitted, shown_path
 from cramming_train.distributed import World, join_world
 from cramming_train.engine import Trainer
 from cramming_train.errors import Interrupted, UsageError, command
@@ -290,19 +290,21 @@ def show_summary(summary: dict[str, Any], report_path: Path | None) -> None:
     """The end of a run in a few lines."""
     loss = summary["validation_loss"]
     took = duration(summary["train_seconds"])
-    print(f"\n{summary['name']}: {summary['tokens']:,} tokens in {took} on {summary['device']}")
-    print(f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
-          f"unigram model {summary['data']['unigram_loss']:.4f}")  # fmt: skip
-    print(f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %")
-    print(f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
-          f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate")  # fmt: skip
+    lines = [
+        f"\n{summary['name']}: {summary['tokens']:,} tokens in {took} on {summary['device']}",
+        f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
+        f"unigram model {summary['data']['unigram_loss']:.4f}",
+        f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %",
+        f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate",
+    ]
     for number, rule in enumerate(summary["rules"], start=1):
-        state = "kept  " if rule["kept"] else "open  " if number == 5 else "BROKEN"
-        print(f"  rule {number} {state} {rule['rule']}: {rule['why']}")
-    for notice in summary["data"]["notices"]:
-        print(f"  NOTICE: {notice}")
+        lines.append(f"  rule {number} {STATES[rule['kept']]:6} {rule['rule']}: {rule['why']}")
+    lines += [f"  NOTICE: {notice}" for notice in summary["data"]["notices"]]
     if report_path is not None:
-        print(f"  report: {report_path}")
+        lines.append(f"  report: {shown_path(report_path)}")
+    for line in lines:
+        print(fitted(line, sys.stdout, indent=" " * 16))
 
 
 def _nominal_flops(trainer: Trainer) -> float:
