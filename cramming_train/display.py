@@ -42,7 +42,7 @@ def fitted(text: str, stream: TextIO, indent: str = "  ") -> str:
         return text
     return "\n".join(
         textwrap.fill(line, _columns(stream) - 1, subsequent_indent=indent, break_long_words=False,
-                      break_on_hyphens=False, drop_whitespace=True) if line.strip() else line
+                      break_on_hyphens=False) if line.strip() else line
         for line in text.split("\n")
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def loss_picture(steps: Sequence[Event], validations: Sequence[Event], unigram: 
 
     def draw(axes) -> None:
         for axis, horizontal in zip(axes, (hours, tokens), strict=True):
-            _curve(axis, horizontal(steps), _values(steps, "loss"), LIGHT.ours, "training", smooth=True)
+            _curve(axis, horizontal(steps), _values(steps, "loss"), LIGHT.ours, "training")
             if validations:
                 held_out = _values(validations, "loss")
                 axis.plot(horizontal(validations), held_out, "o-", color=LIGHT.accent, ms=4, lw=1.2, label="held-out")
@@ -90,11 +90,11 @@ def throughput_picture(steps: Sequence[Event]) -> Picture:
     hours = _Hours(steps)
 
     def draw(axes) -> None:
-        _curve(axes[0], hours(steps), _values(steps, "tokens_per_second"), LIGHT.ours, smooth=True)
+        _curve(axes[0], hours(steps), _values(steps, "tokens_per_second"), LIGHT.ours)
         axes[0].set_ylabel("tokens / s")
         _from_zero(axes[0])
         axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        _curve(axes[1], hours(steps), 100 * _values(steps, "model_flops_utilization"), LIGHT.ours, smooth=True)
+        _curve(axes[1], hours(steps), 100 * _values(steps, "model_flops_utilization"), LIGHT.ours)
         axes[1].set(ylabel="MFU (% of GEMM rate)", xlabel=hours.label)
         _from_zero(axes[1])
 
@@ -107,7 +107,7 @@ def gradient_picture(steps: Sequence[Event], clip: float | None) -> Picture:
     hours = _Hours(steps)
 
     def draw(axes) -> None:
-        _curve(axes[0], hours(steps), _values(steps, "grad_norm"), LIGHT.ours, "before clipping", smooth=True)
+        _curve(axes[0], hours(steps), _values(steps, "grad_norm"), LIGHT.ours, "before clipping")
         if clip is not None:
             axes[0].axhline(clip, color=LIGHT.accent, ls="--", lw=1, label=f"clipped to {clip:g}")
         _log_scale(axes[0])
@@ -142,14 +142,10 @@ def glue_picture(scores: dict[str, Any], name: str) -> Picture:
         axis.set(ylim=(len(tasks) - 0.4, -0.6), xlabel="score on the development set (%)")
         axis.figure.legend(frameon=False, loc="outside upper left", ncols=1)
 
-    words = "scores by task beside published ones" + (
-        "; * and an open circle: incomplete data" * _incomplete(scores, tasks)
-    )
+    words = "scores by task beside published ones"
+    if not all(scores["tasks"][task]["complete"] for task in tasks):
+        words += "; * and an open circle: incomplete data"
     return _picture("GLUE", words, 1, draw, height=1.5 + 0.32 * len(tasks))
-
-
-def _incomplete(scores: dict[str, Any], tasks: Sequence[str]) -> bool:
-    return not all(scores["tasks"][task]["complete"] for task in tasks)
 
 
 # --- axes
@@ -185,12 +181,12 @@ def _values(events: Sequence[Event], key: str) -> np.ndarray:
     return np.array([np.nan if event[key] is None else event[key] for event in events], dtype=float)
 
 
-def _curve(axis, x: np.ndarray, y: np.ndarray, color: str, label: str | None = None, *, smooth: bool = False) -> None:
+def _curve(axis, x: np.ndarray, y: np.ndarray, color: str, label: str | None = None) -> None:
     """A noisy curve: itself, pale, and its running mean over a fiftieth of it."""
     known = np.isfinite(y)
     x, y = x[known], y[known]
     window = len(y) // 50
-    if not smooth or window < 3:
+    if window < 3:
         axis.plot(*_thinned(x, y), color=color, lw=1.2, label=label)
         return
     axis.plot(*_thinned(x, y), color=color, lw=0.7, alpha=0.35)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from cramming_train.errors import UsageError
+from cramming_train.errors import RunError, UsageError
 
 PROJECT = "cramming_train"
 
@@ -104,5 +104,15 @@ def open_trackers(names: Iterable[str], folder: Path, run_name: str, config: dic
     Args:
         folder: the run's.
         config: what the run was started with, for those that show it.
+
+    Raises:
+        RunError: one of them does not open: no login, no network, no disk.
     """
-    return tuple(TRACKERS[name](folder, run_name, config) for name in dict.fromkeys(names))
+    opened = []
+    for name in dict.fromkeys(names):
+        try:
+            opened.append(TRACKERS[name](folder, run_name, config))
+        except Exception as error:  # their errors share no base class
+            what = (str(error).splitlines() or [""])[0]
+            raise RunError(f"--track {name}: {type(error).__name__}: {what}; resume without it, or mend it") from None
+    return tuple(opened)

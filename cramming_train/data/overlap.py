@@ -78,7 +78,7 @@ def ngrams(words: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Iterator[tuple[i
 
 
 class Index:
-    """The n-grams of texts, to be looked for in rows. About 20 bytes for every n-gram of the texts.
+    """The n-grams of texts, to be looked for in rows. About 25 bytes for every n-gram of the texts.
 
     ``checked`` says which texts are long enough to be looked for; ``overlapping()`` which were found so far.
     """

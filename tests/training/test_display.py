@@ -7,11 +7,13 @@ import pty
 import re
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
 import pytest
 
+from cramming_train import pretrain
 from cramming_train.display import Display, compact, duration, fitted, shown_path, step_line
 from tests.training.helpers import TINY, command, environment
 
@@ -56,22 +58,24 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("place")
 
 
-def test_nothing_is_wider_than_a_terminal(place, documentation_text):
+def test_nothing_is_wider_than_a_terminal(place, small_data):
     status, written = on_a_terminal(
-        ["pretrain", "--tokens", 30_000, "--data", documentation_text, "--name", "terminal", "--set", *TINY], place
+        ["pretrain", "--tokens", 10_000, "--data", small_data.path, "--name", "terminal", "--set", *TINY], place
     )
     assert status == 0, written
     shown = lines_shown(written)
-    wide = [line for line in shown if len(line.rstrip()) >= COLUMNS and str(documentation_text) not in line]
+    wide = [line for line in shown if len(line.rstrip()) >= COLUMNS and str(small_data.path) not in line]
     assert wide == []  # but for a path, which is not broken
     assert any("tok/s" in line for line in shown) and any(line.startswith("  rule 4 kept ") for line in shown)
     assert any(line.strip() == "report: runs/terminal/report/report.html" for line in shown)
 
 
-def test_errors_fit_as_well(place):
-    status, written = on_a_terminal(["pretrain", "--resume", "--name", "a-run-that-has-never-been"], place)
-    assert status == 2 and "error: no run named" in written
-    assert all(len(line) < COLUMNS for line in lines_shown(written))
+def test_errors_fit_as_well(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert pretrain.main(["--resume", "--name", "a-run-that-has-never-been-in-this-folder"]) == 2
+    lines = sys.stderr.getvalue().rstrip("\n").split("\n")
+    assert lines[0].startswith("error: no run named") and len(lines) > 1 and all(len(line) < COLUMNS for line in lines)
 
 
 @pytest.mark.parametrize("changes", [

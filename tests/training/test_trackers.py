@@ -11,14 +11,14 @@ import types
 import pytest
 
 from cramming_train import pretrain
-from cramming_train.errors import UsageError
+from cramming_train.errors import RunError, UsageError
 from cramming_train.trackers import TRACKERS, check_trackers, open_trackers
 from cramming_train.tracking import RunLog
 
 CONFIG = {"recipe": {"name": "mini"}, "seed": 3}
 
 
-# The signatures of wandb 0.31, trackio 0.43 and torch 2.13's SummaryWriter, as far as their first release notes promise
+# The signatures of wandb 0.31, trackio 0.43 and torch 2.13's SummaryWriter, without what no tracker would want
 def wandb_init(entity=None, project=None, dir=None, id=None, name=None, notes=None, tags=None, config=None, group=None,
                job_type=None, mode=None, reinit=None, resume=None, settings=None):  # fmt: skip
     ...
@@ -111,6 +111,17 @@ def test_a_missing_package_says_what_to_install(name, monkeypatch, tmp_path, cap
     assert pretrain.main(["--track", name, "--data", "nowhere.txt"]) == 2
     assert capsys.readouterr().err == f"error: --track {name}: not installed; run pip install {name}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_does_not_open_is_one_line(calls, monkeypatch, tmp_path):
+    """Such as wandb without a login."""
+
+    def refuse(**options):
+        raise ValueError("No API key\nconfigured")
+
+    monkeypatch.setattr(sys.modules["wandb"], "init", refuse)
+    with pytest.raises(RunError, match="^--track wandb: ValueError: No API key; resume without it"):
+        open_trackers(["wandb"], tmp_path, "run", CONFIG)
 
 
 def log_a_resumed_run(name, folder):
