@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = (prepared.path if run is None else run.path) / CONTAMINATION_FILE
     write_json_atomically(path, found)
     print(f"written to {path}")
-    if run is not None:
+    if run is not None and run.summary is not None:  # else the run finds it at its end
         revise(run, contamination=found)
         report.write_report(run)
     if arguments.clean is not None:

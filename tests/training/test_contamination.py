@@ -13,6 +13,7 @@ from cramming_train.glue.reading import Folder
 from cramming_train.runs import Run
 from tests.data.helpers import Writer, small
 from tests.glue.conftest import write_tsv
+from tests.training.run_folder import SUMMARY, make_run
 
 PLANTED = 7  # sentences of RTE that are in the corpus
 
@@ -89,22 +90,23 @@ def test_rows_without_it(prepared, glue, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
-def make_run(folder, prepared):
-    folder.mkdir(parents=True)
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_on_such_rows_breaks_the_third_rule(ended, prepared, glue, tmp_path):
+    run = make_run(tmp_path / "one", steps=0, validations=0, summary=ended)
     data = {"path": str(prepared.path), "fingerprint": prepared.metadata["fingerprint"]}
-    (folder / "recipe.json").write_text(json.dumps({"data": data, "recipe": {}, "seed": 0, "hours": 1, "tokens": None,
-                                                    "text_column": "text"}))  # fmt: skip
-    return Run(folder)
-
-
-def test_a_run_on_such_rows_breaks_the_third_rule(prepared, glue, tmp_path):
-    run = make_run(tmp_path / "runs" / "one", prepared)
-    assert contamination.main(["--run", "one", "--out", str(tmp_path / "runs"), "--glue-dir", str(glue)]) == 0
+    (run.path / "recipe.json").write_text(json.dumps({**run.settings, "data": data}))
+    run = Run(run.path)
+    assert contamination.main(["--run", "one", "--out", str(tmp_path), "--glue-dir", str(glue)]) == 0
     found = known(run, tmp_path / "gone")
-    data = {"source": "s", "source_kind": "files", "fingerprint": "abc", "contamination": found}
-    summary = {"data": data, "epochs": 0.5, "processes": 1, "train_seconds": 5.0, "device": "d", "seed": 0}
-    third = rules(summary)[2]
-    assert third["kept"] is False and f"{found['overlapping']} of {found['checked']} sentences" in third["why"]
+    words = f"{found['overlapping']} of {found['checked']} sentences"
+    third = rules({**SUMMARY, "data": {**SUMMARY["data"], "contamination": found}})[2]  # as pretrain states it
+    assert third["kept"] is False and words in third["why"]
+    if ended:
+        assert run.summary["rules"][2] == third
+        assert json.loads((run.path / "certificate.json").read_text())["rules"][2]["state"] == "broken"
+        assert words in (run.path / "report" / "report.html").read_text()
+    else:
+        assert not (run.path / "certificate.json").exists() and not (run.path / "report").exists()
     (run.path / "contamination.json").write_text("{")
     assert known(run, tmp_path / "gone") is None  # damaged: not known, and no reason to lose a run's end
     (run.path / "contamination.json").write_text(json.dumps({**found, "fingerprint": "other"}))
