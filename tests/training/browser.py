@@ -27,12 +27,12 @@ addEventListener('load', () => {
   const found = {};
   for (const frame of document.querySelectorAll('iframe')) {
     const page = frame.contentDocument, view = frame.contentWindow;
-    const images = [...page.querySelectorAll('img')];
+    const images = [...page.querySelectorAll('img')].filter(i => i.getBoundingClientRect().width > 0);
     const edge = view.innerWidth + 0.5;
     const wide = [...page.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > edge);
     found[frame.id.slice(1)] = {
       images: images.map(i => [i.alt, i.complete, i.naturalWidth, Math.round(i.getBoundingClientRect().width)]),
-      own_source: images.map(i => i.currentSrc === i.src),
+      kinds: images.map(i => i.className),
       scroll_width: page.documentElement.scrollWidth,
       overflowing: wide.map(e => e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 40)),
       requests: view.performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')),

@@ -41,7 +41,8 @@ class Document(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def images(self):
-        return [(attrs["alt"].split(":")[0], attrs["src"]) for tag, attrs in self.tags if tag == "img"]
+        shown = [attrs for tag, attrs in self.tags if tag == "img" and attrs["class"] == "light"]
+        return [(attrs["alt"].split(":")[0], attrs["src"]) for attrs in shown]
 
 
 def read(run):
@@ -83,7 +84,7 @@ def test_colours_follow_the_system(opened):
     dark, found = opened
     background, ink = (sum(map(int, re.findall(r"\d+", found[1200][key]))) for key in ("background", "ink"))
     assert (background < 120 and ink > 500) if dark else (background == 765 and ink < 150)
-    assert found[1200]["own_source"] == [not dark] * 5  # a dark page takes the other drawing
+    assert found[1200]["kinds"] == ["dark" if dark else "light"] * 5
 
 
 def test_the_curves_are_on_the_screen(whole, tmp_path):
@@ -108,6 +109,9 @@ def test_one_file_with_nothing_from_elsewhere(whole):
     assert len(links) == 10 and all(link.startswith("data:image/svg+xml;base64,") for link in links)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in document.tags}
     style = whole.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
+    assert (
+        style.count("prefers-color-scheme: dark") == style.count("@media screen and (prefers-color-scheme: dark)") == 2
+    )
     assert "url(" not in style and "@import" not in style and "@media print" in style
     policy = next(attrs["content"] for _, attrs in document.tags if attrs.get("http-equiv"))
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
