@@ -87,7 +87,8 @@ def _downstream_text(summary: dict[str, Any]) -> tuple[bool | None, str]:
     if data["fingerprint"] is None:
         return None, "the text is not known"
     if found is None:
-        return None, f"{text}; not compared with GLUE: run python -m cramming_train.contamination --glue-dir DIR"
+        command = f"python -m cramming_train.contamination --run {summary.get('name', 'RUN')}"
+        return None, f"{text}; not compared with GLUE: run {command}"
     if found["overlapping"]:
         where = ", ".join(name for name, entry in found["sets"].items() if entry["overlapping"])
         return False, (
