@@ -142,9 +142,14 @@ def remove_unfinished(folder: Path) -> None:
 
 def write_json_atomically(path: Path, content: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """The same for a text, in UTF-8."""
     temporary = path.with_name(f"{_TEMPORARY_PREFIX}{path.name}")
     try:
-        _write_synced(temporary, (json.dumps(content, indent=2) + "\n").encode())
+        _write_synced(temporary, text.encode())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from cramming_train.display import fitted
+
 
 class UsageError(Exception):
     """The request itself cannot be met (exit status 2): a wrong name, path, key or value."""
@@ -53,7 +55,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Seq
             if os.environ.get("CRAMMING_TRACEBACK") == "1":
                 raise
             message, status = _message_and_status(error)
-            print(message, file=sys.stderr)
+            print(fitted(message, sys.stderr), file=sys.stderr)
             return status
 
     return wrapped

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from cramming_train import report
+from cramming_train.certificate import revise
 from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
 from cramming_train.glue.hub import Hub
 from cramming_train.glue.reading import Folder
-from cramming_train.glue.results import Scores, write_json
+from cramming_train.glue.results import EVALUATION_FOLDER, Scores, write_json
 from cramming_train.glue.subject import Subject, TextPipeline, pretrained_subject, random_subject
 from cramming_train.glue.suite import load_tasks, run_glue
 from cramming_train.glue.table import comparison_lines, recipe_lines, score_lines, summary_lines
@@ -23,11 +24,9 @@ from cramming_train.glue.tasks import DEFAULT_TASKS, TASKS
 from cramming_train.precision import Precision
 from cramming_train.recipes import Evaluation, Recipe, apply_overrides, default_recipe, get_recipe
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, list_runs
-from cramming_train.summary import note_evaluation
 from cramming_train.validation import held_out_loss
 
 NO_RUN = "none"
-FOLDER = "evaluation"
 MAX_EPOCHS = 5  # of the fifth rule
 
 
@@ -102,21 +101,22 @@ def evaluate_glue(arguments: argparse.Namespace, device: torch.device) -> int:
     print(f"written to {folder}")
     if arguments.run != NO_RUN:
         run = Run(folder.parent)
-        note_evaluation(run, *judgement(scores, settings))
+        kept, why = judgement(scores, settings)
+        revise(run, judged={"kept": kept, "why": why})
         page = report.write_report(run)
         if page is not None:
             print(f"report: {page}")
     return 0
 
 
-def judgement(scores: Scores, settings: Evaluation) -> tuple[bool, str]:
-    """Whether the fifth rule of cramming is kept, and why."""
+def judgement(scores: Scores, settings: Evaluation) -> tuple[bool | None, str]:
+    """Whether the fifth rule of cramming is kept, None where that is open, and why."""
     if settings.epochs > MAX_EPOCHS:
         return False, f"{settings.epochs} epochs of fine-tuning, more than {MAX_EPOCHS}"
     if scores.mean is None:
         lacking = [f"missing: {', '.join(scores.missing)}"] if scores.missing else []
         lacking += [f"incomplete data: {', '.join(scores.incomplete)}"] if scores.incomplete else []
-        return False, f"judged on {', '.join(scores.rows)}; " + "; ".join(lacking or ["seeds are lacking"])
+        return None, f"judged on {', '.join(scores.rows)}; " + "; ".join(lacking or ["seeds are lacking"])
     return True, f"GLUE mean {100 * scores.mean:.1f}: recipe {settings.name}, {settings.epochs} epochs"
 
 
@@ -131,7 +131,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
         recipe = changed(run.recipe, arguments)
         if dataclasses.replace(recipe, evaluation=run.recipe.evaluation) != run.recipe:
             raise UsageError("--set: the run is as it was trained; only evaluation and its fields can be changed now")
-        return pretrained_subject(run, recipe.evaluation), recipe, run.path / FOLDER
+        return pretrained_subject(run, recipe.evaluation), recipe, run.path / EVALUATION_FOLDER
     if arguments.data:
         prepared = open_prepared(arguments.data)
         text = TextPipeline(prepared.metadata["recipe"]["clean"], prepared.tokenizer)
@@ -146,7 +146,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device) -> tuple[S
     return (
         random_subject(recipe.architecture, text, recipe.evaluation),
         recipe,
-        arguments.out / NO_RUN / FOLDER,
+        arguments.out / NO_RUN / EVALUATION_FOLDER,
     )
 
 
@@ -165,7 +165,7 @@ def evaluate_mlm(arguments: argparse.Namespace, device: torch.device) -> int:
     dtype = Precision(run.recipe.training.precision, device).dtype
     model = run.load_model(device)
     result = held_out_loss(model, run.prepared().validation, device=device, autocast_dtype=dtype)
-    path = write_json(run.path / FOLDER / "mlm.json", {"suite": "mlm", "run": run.name, **result})
+    path = write_json(run.path / EVALUATION_FOLDER / "mlm.json", {"suite": "mlm", "run": run.name, **result})
     print(
         f"{run.name}: held-out masked-LM loss {result['loss']:.4f} nats, "
         f"accuracy {100 * result['accuracy']:.2f} % "

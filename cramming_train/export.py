@@ -2,7 +2,7 @@
 
 The architectures of the family ``cram`` become ModernBERT, ``bert-base`` and ``bert-tiny`` BERT; others have no stock
 class and are written with their code by ``--custom-code``. What is written is loaded again and proven before it is
-kept.
+kept. A run that has ended brings its model card.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import ModuleType
 
 from safetensors.torch import save_file
 
+from cramming_train.card import model_card
 from cramming_train.errors import UsageError, command
 from cramming_train.exchange import bert, custom, modernbert
 from cramming_train.exchange.proof import prove, stock_library
@@ -78,6 +79,8 @@ def export(run: Run, target: Path, custom_code: bool = False) -> tuple[ModuleTyp
         write_tokenizer(run.tokenizer(), run.recipe.data.clean, architecture.max_length, folder)
         if kind is custom:
             shutil.copyfile(custom.CODE, folder / custom.CODE.name)
+        if run.summary is not None:
+            (folder / "README.md").write_text(model_card(run), encoding="utf-8")
         difference = prove(folder, model, kind is custom)
         folder.rename(target)
     return kind, difference

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cramming_train.certificate import rules
 from cramming_train.checkpoint import save_checkpoint, write_json_atomically
 from cramming_train.errors import UsageError, command
 from cramming_train.exchange import bert, crammed_bert, custom, modernbert
@@ -27,7 +28,7 @@ from cramming_train.model import MaskedLM, parameter_count
 from cramming_train.recipes import EVALUATIONS, TRAININGS, Architecture, Data, Recipe
 from cramming_train.runs import DEFAULT_RUNS_DIR, RECIPE_FILE, TOKENIZER_FILE, Run
 from cramming_train.starting import check_name
-from cramming_train.summary import rules, write_summary
+from cramming_train.summary import write_summary
 
 FORMATS = {kind.MODEL_TYPE: kind for kind in (bert, modernbert, custom)}
 ROW_LENGTH = 128
@@ -188,7 +189,7 @@ def _summary(run: Run, model: MaskedLM, source: Path) -> dict[str, Any]:
         "data": {**data, "unigram_loss": None},
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    return {**summary, "rules": rules(summary, data, evaluated=False)}
+    return {**summary, "rules": rules(summary)}
 
 
 if __name__ == "__main__":

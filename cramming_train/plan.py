@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from cramming_train.errors import UsageError, command
+from cramming_train.machine import device_name
 from cramming_train.parts import PARTS
 from cramming_train.prediction import Prediction, predict
 from cramming_train.rates import Machine, measured, tabulated
 from cramming_train.recipes import BUNDLES, apply_overrides, get_recipe
-from cramming_train.summary import device_name
 
 HEADER = ("recipe", "tokens/s", "tokens", "steps", "memory", "micro-batch")
 UNPROVEN = "Predictions for a GPU have not been compared with a measured run."

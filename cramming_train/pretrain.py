@@ -17,11 +17,12 @@ from cramming_train import report
 from cramming_train.allocator import keep_freed_memory
 from cramming_train.budget import Budget
 from cramming_train.calibration import gemm_flops_per_second
+from cramming_train.certificate import STATES, contamination, rules, write_certificate
 from cramming_train.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint
 from cramming_train.compilation import compile_checked, wants_compilation
 from cramming_train.data import PreparedData
 from cramming_train.data.prepare import AUTO
-from cramming_train.display import Display, duration
+from cramming_train.display import Display, duration, fitted, shown_path
 from cramming_train.distributed import World, join_world
 from cramming_train.engine import Trainer
 from cramming_train.errors import Interrupted, UsageError, command
@@ -29,6 +30,7 @@ from cramming_train.graph import Pace, graph_that_fits
 from cramming_train.initial_weights import load_initial_weights
 from cramming_train.loader import RowStream
 from cramming_train.loop import Loop
+from cramming_train.machine import device_name, hardware, software
 from cramming_train.model import MaskedLM, build_model, flops_per_token, parameter_count, start_at_unigram
 from cramming_train.plan import in_a_line, this_machine
 from cramming_train.precision import Precision
@@ -36,8 +38,9 @@ from cramming_train.prediction import agreed_micro_rows, predict
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run
 from cramming_train.signals import StopRequest, terminate_by_exception
 from cramming_train.starting import Settings, new_settings, open_run
-from cramming_train.summary import device_name, kernels_used, rules, write_summary
-from cramming_train.tracking import TRACKER_NAMES, RunLog, open_trackers, seconds_used
+from cramming_train.summary import kernels_used, write_summary
+from cramming_train.trackers import TRACKERS, check_trackers, open_trackers
+from cramming_train.tracking import RunLog, seconds_used
 from cramming_train.validation import held_out_loss
 from cramming_train.verify import verify
 
@@ -64,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="continue the named run, or the latest")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, help="seed of weights, masks and orders (default 0)")
-    parser.add_argument("--track", nargs="+", default=[], choices=TRACKER_NAMES, help="log there as well")
+    parser.add_argument("--track", nargs="+", default=[], choices=tuple(TRACKERS), help="log there as well")
     parser.add_argument(
         "--verify", action="store_true", help="prove the operations against plain PyTorch; a GPU's always are"
     )
@@ -80,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run:
         show_plan(new_settings(arguments, device.type), device)
         return 0
+    check_trackers(arguments.track)
     keep_freed_memory()
     world = join_world(device.type)
     try:
@@ -144,7 +148,7 @@ def pretrain(
     # --- the budget's clock starts: the data is ready
     budget = Budget(settings.hours * 3600, tokens=settings.tokens, used=seconds_used(run.log))
     display = Display(world.is_leader)
-    trackers = open_trackers(track, run.path, run.name) if world.is_leader else ()
+    trackers = open_trackers(track, run.path, run.name, run.settings) if world.is_leader else ()
     log_path = run.log if world.is_leader else run.path / f"log-{world.rank}.jsonl"
     log = RunLog(log_path, lambda: budget.elapsed, trackers)
     try:
@@ -274,14 +278,18 @@ def finish(run, settings, prepared, loop: Loop, world: World, train_seconds: flo
         "data": {
             **{key: metadata[key] for key in ("source", "source_kind", "fingerprint", "rows", "notices")},
             "unigram_loss": metadata["unigram_loss"],
+            "sha256": metadata.get("sha256"),
+            "contamination": contamination(run, prepared.path),
         },
         "kernels": kernels_used(trainer.device, trainer.precision.gemm_dtype),
         **loop.execution,
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "hardware": hardware(trainer.device),
+        "versions": software(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    summary["rules"] = rules(summary, metadata, evaluated=False)
+    summary["rules"] = rules(summary)
     write_summary(run, summary)
+    write_certificate(run)
     log.write("summary", step=trainer.step)
     show_summary(summary, report.write_report(run))
     return summary
@@ -291,19 +299,21 @@ def show_summary(summary: dict[str, Any], report_path: Path | None) -> None:
     """The end of a run in a few lines."""
     loss = summary["validation_loss"]
     took = duration(summary["train_seconds"])
-    print(f"\n{summary['name']}: {summary['tokens']:,} tokens in {took} on {summary['device']}")
-    print(f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
-          f"unigram model {summary['data']['unigram_loss']:.4f}")  # fmt: skip
-    print(f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %")
-    print(f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
-          f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate")  # fmt: skip
+    lines = [
+        f"\n{summary['name']}: {summary['tokens']:,} tokens in {took} on {summary['device']}",
+        f"  validation loss      {loss:.4f} nats (perplexity {math.exp(min(loss, 50)):,.1f}), "
+        f"unigram model {summary['data']['unigram_loss']:.4f}",
+        f"  validation accuracy  {100 * summary['validation_accuracy']:.2f} %",
+        f"  throughput           {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"{100 * summary['model_flops_utilization']:.1f} % of the measured GEMM rate",
+    ]
     for number, rule in enumerate(summary["rules"], start=1):
-        state = "kept  " if rule["kept"] else "open  " if number == 5 else "BROKEN"
-        print(f"  rule {number} {state} {rule['rule']}: {rule['why']}")
-    for notice in summary["data"]["notices"]:
-        print(f"  NOTICE: {notice}")
+        lines.append(f"  rule {number} {STATES[rule['kept']]:6} {rule['rule']}: {rule['why']}")
+    lines += [f"  NOTICE: {notice}" for notice in summary["data"]["notices"]]
     if report_path is not None:
-        print(f"  report: {report_path}")
+        lines.append(f"  report: {shown_path(report_path)}")
+    for line in lines:
+        print(fitted(line, sys.stdout, indent=" " * 16))
 
 
 def _nominal_flops(trainer: Trainer) -> float:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from cramming_train.errors import UsageError
-
-
-class Tracker(Protocol):
-    """Where numbers go besides the log file."""
-
-    def scalars(self, values: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
+from cramming_train.trackers import Tracker
 
 
 class RunLog:
@@ -49,7 +42,7 @@ class RunLog:
             prefix = "train" if event == "step" else "validation"
             numbers = {f"{prefix}/{k}": float(v) for k, v in fields.items() if isinstance(v, int | float)}
             for tracker in self._trackers:
-                tracker.scalars(numbers, fields["step"])
+                self._guarded(tracker, lambda tracker: tracker.scalars(numbers, fields["step"]))
 
     def heartbeat(self, every: float = 5.0) -> None:
         """Note the time used when nothing was written for ``every`` seconds: a resumed run continues from here."""
@@ -60,7 +53,17 @@ class RunLog:
         """Close the file and the trackers."""
         self._file.close()
         for tracker in self._trackers:
-            tracker.close()
+            self._guarded(tracker, lambda tracker: tracker.close())
+
+    def _guarded(self, tracker: Tracker, action: Callable[[Tracker], None]) -> None:
+        """A tracker that fails is left out from then on: a day of training is worth more than its mirror."""
+        try:
+            action(tracker)
+        except Exception as error:  # their network, disk and server errors share no base class
+            self._trackers = tuple(other for other in self._trackers if other is not tracker)
+            what = (str(error).splitlines() or [""])[0]
+            print(f"WARNING: --track {tracker.name}: {type(error).__name__}: {what}; left out from here on",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
 
 def _is_cut_short(path: Path) -> bool:
@@ -98,46 +101,6 @@ def effective_events(path: Path) -> list[dict[str, Any]]:
 def seconds_used(path: Path) -> float:
     """Budget seconds used according to the last event of the log, 0 where there is none."""
     return max((float(record.get("elapsed") or 0.0) for record in read_log(path)), default=0.0)
-
-
-def open_trackers(names: list[str], folder: Path, run_name: str) -> tuple[Tracker, ...]:
-    """Trackers by name, ``tensorboard`` or ``wandb``; UsageError where the package is not installed."""
-    return tuple(_TRACKERS[name](folder, run_name) for name in names)
-
-
-class _TensorBoard:
-    def __init__(self, folder: Path, run_name: str):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError("--track tensorboard: not installed; run pip install tensorboard") from None
-        self._writer = SummaryWriter(folder / "tensorboard")
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    def __init__(self, folder: Path, run_name: str):
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("--track wandb: not installed; run pip install wandb") from None
-        self._run = wandb.init(project="cramming_train", name=run_name, dir=str(folder), resume="allow", id=run_name)
-
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-_TRACKERS: dict[str, Callable[[Path, str], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
-TRACKER_NAMES = tuple(_TRACKERS)
 
 
 def _finite(value: Any) -> Any:

@@ -27,6 +27,7 @@ from cramming_train.data.parallel import Workers
 from cramming_train.data.pipeline import RawDocument, drop_notice, run_pipeline
 from cramming_train.data.progress import Progress
 from cramming_train.data.store import FORMAT, PreparedData, is_prepared, open_prepared, write_metadata
+from cramming_train.display import fitted
 from cramming_train.errors import RunError, UsageError
 from cramming_train.recipes import Data
 
@@ -126,7 +127,7 @@ def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, no
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target}: exists and is not this prepared data; remove it or choose another --out")
     for notice in notices:
-        print(f"NOTICE: {notice}", file=sys.stderr, flush=True)
+        print(fitted(f"NOTICE: {notice}", sys.stderr), file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_scratch_of_the_dead(target.parent)
     _check_disk(plan, target.parent)
@@ -140,7 +141,7 @@ def _prepare(sources, recipe, cache_dir, out, text_column, processes, report, no
         metadata = _run(plan, recipe, text_column, processes, report, result, work)
         notice = drop_notice(metadata, recipe.clean) if "characters_dropped" in metadata else None
         if notice:
-            print(f"NOTICE: {notice}", file=sys.stderr, flush=True)
+            print(fitted(f"NOTICE: {notice}", sys.stderr), file=sys.stderr, flush=True)
         write_metadata(
             result,
             {

@@ -11,9 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cramming_train.errors import RunError
 from cramming_train.glue.tasks import HEADLINE_ROWS, TASKS, TRAIN_SPLIT, Task
 
-LINES_FILE, SCORES_FILE = "glue.jsonl", "glue.json"
+EVALUATION_FOLDER, LINES_FILE, SCORES_FILE = "evaluation", "glue.jsonl", "glue.json"
 
 
 def fingerprint(settings: Any) -> str:
@@ -141,6 +142,17 @@ def write_scores(folder: Path, scores: Scores, settings: dict[str, Any]) -> Path
         "notes": scores.notes,
     }
     return write_json(folder / SCORES_FILE, content)
+
+
+def glue_scores(run_path: Path) -> dict[str, Any] | None:
+    """The content of glue.json of a run's evaluation; None where there is none, RunError where it is damaged."""
+    path = run_path / EVALUATION_FOLDER / SCORES_FILE
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{path}: not valid JSON; remove it and evaluate again") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

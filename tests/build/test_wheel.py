@@ -29,6 +29,7 @@ def assert_is_packages(names: list[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cramkernels", "cramming_train"}
     assert not [name for name in names if name.endswith((".cu", ".cuh", ".h", ".o", ".ptx", ".new"))]
     assert {"cramkernels/library.py", "cramkernels/cuda/__init__.py", "cramming_train/__init__.py"} <= set(names)
+    assert "cramming_train/report.html" in names
     assert len(names) == len(set(names))
 
 

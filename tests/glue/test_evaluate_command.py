@@ -7,9 +7,11 @@ import shutil
 import pytest
 import torch
 
-from cramming_train import evaluate, report
+from cramming_train import evaluate
+from cramming_train.certificate import rules
 from cramming_train.glue import suite
 from cramming_train.glue.results import Scores
+from tests.training.run_folder import SUMMARY
 
 QUICK = ["--seeds", "2", "--epochs", "1"]
 
@@ -54,25 +56,22 @@ def test_glue(runs, toy_glue, capsys):
 
 
 def test_the_run_knows_that_it_was_judged(runs, toy_glue):
-    """Rule five of the summary, and the bars of the report."""
+    """Rule five of summary and certificate, and the scores of the report."""
     pytest.importorskip("matplotlib")
     folder = runs / "toy"
-    rules = [{"rule": f"rule {number}", "kept": number < 5, "why": "-"} for number in range(1, 6)]
-    shown = dict.fromkeys(report.SHOWN, 1)
-    data = {"source": "text", "rows": 9, "notices": [], "unigram_loss": 5.0}
-    (folder / "summary.json").write_text(json.dumps({**shown, "rules": rules, "data": data}))
+    (folder / "summary.json").write_text(json.dumps({**SUMMARY, "name": "toy", "rules": rules(SUMMARY)}))
     assert call(runs, "--glue-dir", toy_glue, "--tasks", "cola", *QUICK) == 0
     fifth = json.loads((folder / "summary.json").read_text())["rules"][4]
-    assert fifth["kept"] is False and fifth["why"].startswith("judged on cola; missing: ")
+    assert fifth["kept"] is None and fifth["why"].startswith("judged on cola; missing: ")
     assert "incomplete data: cola" in fifth["why"]
-    assert (folder / "report" / "glue.png").stat().st_size > 5000
-    assert "glue.png" in (folder / "report" / "report.md").read_text()
+    assert json.loads((folder / "certificate.json").read_text())["rules"][4] == {**fifth, "state": "open"}
+    assert "<h2>GLUE</h2>" in (folder / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("epochs", "mean", "kept", "why"),
     [(5, 0.786, True, "GLUE mean 78.6"), (6, 0.786, False, "6 epochs of fine-tuning, more than 5"),
-     (5, None, False, "judged on cola; seeds are lacking")],
+     (5, None, None, "judged on cola; seeds are lacking")],
 )  # fmt: skip
 def test_the_fifth_rule(recipe, epochs, mean, kept, why):
     settings = dataclasses.replace(recipe.evaluation, epochs=epochs)

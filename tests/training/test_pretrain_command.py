@@ -30,20 +30,33 @@ def finished(place, documentation_text):
 
 def test_a_run_is_a_folder_with_everything_in_it(finished):
     folder, result = finished
-    for name in ("recipe.json", "tokenizer.json", "log.jsonl", "summary.json", "checkpoints", "report/report.md",
-                 "report/loss.png", "report/schedule.png", "report/throughput.png"):  # fmt: skip
+    for name in ("recipe.json", "tokenizer.json", "log.jsonl", "summary.json", "certificate.json", "checkpoints",
+                 "report/report.html", "report/README.md"):  # fmt: skip
         assert (folder / name).exists(), name
     content = summary(folder)
     for key in ("name", "recipe", "device", "seed", "budget_seconds", "train_seconds", "tokens", "optimizer_steps",
                 "tokens_per_second", "model_flops_utilization", "parameters", "train_loss", "validation_loss",
-                "validation_accuracy", "data", "kernels", "rules"):  # fmt: skip
+                "validation_accuracy", "data", "kernels", "rules", "hardware", "versions"):  # fmt: skip
         assert content[key] is not None, key
     assert {"source", "fingerprint", "rows"} <= content["data"].keys()
     assert content["kernels"]["mlm_loss"] == "reference" and content["seed"] == 0
     assert len(content["rules"]) == 5 and all(rule["why"] for rule in content["rules"])
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert [rule["state"] for rule in certificate["rules"]] == ["kept", "kept", "open", "kept", "open"]
+    assert certificate["data"]["sha256"]["train"] and certificate["recipe"]["training"]["batch_size"] == 8
     assert 40_000 <= content["tokens"] < 40_000 + 8 * 32
     assert "validation loss" in result.stdout and "Traceback" not in result.stderr
     assert json.loads((folder / "recipe.json").read_text())["recipe"]["architecture"]["layers"] == 2
+
+
+def test_a_log_file_has_no_control_characters(finished):
+    """And one line a message, however long; steps are as short there as on a terminal."""
+    _, result = finished
+    for text in (result.stdout, result.stderr):
+        assert text and not re.search(r"[^\n\x20-\uffff]", text)
+    steps = [line for line in result.stderr.splitlines() if "tok/s" in line]
+    assert steps and all(len(line) < 80 for line in steps)
+    assert len([line for line in result.stdout.splitlines() if line.startswith("  rule ")]) == 5
 
 
 def test_the_same_seed_twice_gives_the_same_bits(finished, place, documentation_text):
@@ -127,7 +140,7 @@ def test_two_processes_train_one_model(finished, place, documentation_text):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     pair, single = summary(place / "runs" / "pair"), summary(finished[0])
-    assert pair["processes"] == 2 and not pair["rules"][3]["kept"] and "2 process" in pair["rules"][3]["why"]
+    assert pair["processes"] == 2 and not pair["rules"][3]["kept"] and "2 processes" in pair["rules"][3]["why"]
     # the same rows and the same batch; only the masks are drawn in other groups
     assert pair["tokens"] == single["tokens"] and pair["optimizer_steps"] == single["optimizer_steps"]
     assert abs(pair["validation_loss"] - single["validation_loss"]) < 0.15

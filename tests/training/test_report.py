@@ -1,186 +1,280 @@
-"""The report: a page, pictures that are pictures, GLUE scores with what they lack, and no crash without matplotlib."""
+"""The report: one page that a browser shows as it should, with nothing from elsewhere; its words are the run's."""
 
+import base64
 import json
 import re
-import struct
 import sys
+from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
-from cramming_train import report
-from cramming_train.runs import Run
-from cramming_train.summary import rules
-from cramming_train.tracking import RunLog
+from cramming_train import pictures, report
+from cramming_train.page import sentence
+from tests.training.browser import examine, screenshot
+from tests.training.run_folder import add_scores, make_run
 
 plt = pytest.importorskip("matplotlib.pyplot")
+pytest.importorskip("jinja2")
 
-SUMMARY = {
-    "recipe": "crammed-bert-mini", "device": "a machine", "processes": 1, "seed": 5, "budget_seconds": 90.0,
-    "train_seconds": 89.5, "tokens": 1234567, "epochs": 2.5, "optimizer_steps": 40, "tokens_per_second": 13794.0,
-    "model_flops_utilization": 0.4321, "parameters": 11015169, "train_loss": 5.4321, "validation_loss": 5.6789,
-    "validation_accuracy": 0.1234,
-    "data": {"source": "books", "source_kind": "local", "rows": 98765, "notices": ["mind the rows"],
-             "unigram_loss": 7.5},
-}  # fmt: skip
-CURVE, HELD_OUT = (31, 95, 168), (210, 100, 42)
-LOSS_CURVE = (98, 143, 194)  # lets some white through
+TITLES = ["Loss", "Schedule", "Throughput", "Gradient norm"]
+GLUE = dict(cola=0.443, sst2=0.921, mrpc=0.876, qqp=0.871, stsb=0.847, mnli=0.838, mnli_mm=0.841, qnli=0.895, rte=0.54)
 
 
-def make_run(folder, steps=40, validations=2, summary=True):
-    folder.mkdir()
-    log = RunLog(folder / "log.jsonl", lambda: log_time[0])
-    log_time = [0.0]
-    log.write("start", recipe="x")
-    for step in range(1, steps + 1):
-        log_time[0] = step * 2.2
-        log.write(
-            "step", step=step, loss=8 - step * 0.06 if step != 7 else float("nan"), learning_rate=1e-3 * step / 40,
-            batch_rows=32 * (1 + step // 10), tokens_per_second=14000.0 + 300 * (step % 5),
-            model_flops_utilization=0.43,
-        )  # fmt: skip
-        if validations and step % (steps // validations) == 0:
-            log.write("validation", step=step, loss=8 - step * 0.05, accuracy=0.1, tokens=100)
-    log.close()
-    if summary:
-        content = {**SUMMARY, "name": folder.name}
-        content["rules"] = rules(content, content["data"], evaluated=False)
-        (folder / "summary.json").write_text(json.dumps(content))
-    return Run(folder)
+class Document(HTMLParser):
+    """The tags and the visible text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+    def images(self):
+        shown = [attrs for tag, attrs in self.tags if tag == "img" and attrs["class"] == "light"]
+        return [(attrs["alt"].split(":")[0], attrs["src"]) for attrs in shown]
 
 
-def add_scores(run, *, mean=None, **tasks):
-    entries = {
-        name: {"metric": "accuracy", "median": median, "values": [median] * 3, "train_rows": 2490,
-               "validation_rows": 277, "complete": complete}
-        for name, (median, complete) in tasks.items()
-    }  # fmt: skip
-    (run.path / "evaluation").mkdir(exist_ok=True)
-    (run.path / "evaluation" / "glue.json").write_text(json.dumps({"tasks": entries, "mean": mean}))
+def read(run):
+    return Document(report.write_report(run).read_text(encoding="utf-8"))
 
 
-def size_of(path):
-    """Width and height of a PNG, from its header."""
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR"
-    return struct.unpack(">II", head[16:24])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page of a run with everything that a page can show."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "a-run", steps=2000, validations=10, seconds=86390)
+    add_scores(run, mean=0.786, **{task: (score, True) for task, score in GLUE.items()})
+    return report.write_report(run)
 
 
-def pixels(path, color):
+@pytest.fixture(scope="module", params=[False, True], ids=["light", "dark"])
+def opened(request, whole):
+    """What a browser finds in it, phone and desktop, on a light and on a dark system."""
+    return request.param, examine(whole, (400, 1200), dark=request.param)
+
+
+def test_every_picture_is_rendered(opened):
+    for width, found in opened[1].items():
+        assert [alt.split(":")[0] for alt, *_ in found["images"]] == ["GLUE", *TITLES]
+        for alt, complete, natural, shown in found["images"]:
+            assert complete and natural > 0 and min(width - 40, 600) <= shown <= width, (width, alt)
+
+
+def test_nothing_is_wider_than_the_window(opened):
+    for width, found in opened[1].items():
+        assert found["overflowing"] == [] and found["scroll_width"] == width
+
+
+def test_nothing_is_asked_of_the_network(opened):
+    for found in opened[1].values():
+        assert found["requests"] == []
+
+
+def test_colours_follow_the_system(opened):
+    dark, found = opened
+    background, ink = (sum(map(int, re.findall(r"\d+", found[1200][key]))) for key in ("background", "ink"))
+    assert (background < 120 and ink > 500) if dark else (background == 765 and ink < 150)
+    assert found[1200]["kinds"] == ["dark" if dark else "light"] * 5
+
+
+def test_the_curves_are_on_the_screen(whole, tmp_path):
+    """In the colours of their theme, and not in the other's."""
+    for dark, theme, other in ((False, pictures.LIGHT, pictures.DARK), (True, pictures.DARK, pictures.LIGHT)):
+        image = plt.imread(screenshot(whole, tmp_path / "page.png", 900, 3200, dark=dark))[..., :3] * 255
+        for color in (theme.ours, theme.accent):
+            assert pixels(image, color) > 200, color
+        assert pixels(image, other.accent) == 0
+
+
+def pixels(image, color):
     """How many pixels have very nearly this colour."""
-    image = (plt.imread(path)[..., :3] * 255).round()
-    return int((abs(image - color).max(axis=2) <= 3).sum())
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((abs(image - rgb).max(axis=2) <= 4).sum())
 
 
-def test_page_and_pictures(tmp_path):
-    run = make_run(tmp_path / "a-run")
-    page = report.write_report(run)
-    assert page == run.path / "report" / "report.md"
-    text = page.read_text()
-    shown = re.findall(r"!\[(.*?)\]\((.*?)\)", text)
-    assert [title for title, _ in shown] == ["Loss", "Learning rate and batch", "Throughput"]
-    assert [name for _, name in shown] == ["loss.png", "schedule.png", "throughput.png"]
-    assert {path.name for path in page.parent.iterdir()} == {"report.md", *(name for _, name in shown)}
-    assert size_of(page.parent / "loss.png") == (960, 480)
-    assert size_of(page.parent / "schedule.png") == size_of(page.parent / "throughput.png") == (960, 816)
-    for (_, name), color in zip(shown, (LOSS_CURVE, CURVE, CURVE), strict=True):
-        assert pixels(page.parent / name, color) > 100, name  # the curve is there
-    assert not plt.get_fignums()  # nothing is left open
+def test_one_file_with_nothing_from_elsewhere(whole):
+    document = Document(whole.read_text(encoding="utf-8"))
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["README.md", "report.html"]
+    links = [attrs[key] for _, attrs in document.tags for key in ("src", "srcset", "href") if key in attrs]
+    assert len(links) == 10 and all(link.startswith("data:image/svg+xml;base64,") for link in links)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in document.tags}
+    style = whole.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
+    assert (
+        style.count("prefers-color-scheme: dark") == style.count("@media screen and (prefers-color-scheme: dark)") == 2
+    )
+    assert "url(" not in style and "@import" not in style and "@media print" in style
+    policy = next(attrs["content"] for _, attrs in document.tags if attrs.get("http-equiv"))
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert whole.stat().st_size < 1_500_000
 
 
-def test_the_page_says_what_the_summary_says(tmp_path):
-    text = report.write_report(make_run(tmp_path / "a-run")).read_text()
-    assert text.startswith("# a-run\n")
-    for line in (
-        "| recipe | crammed-bert-mini |", "| tokens | 1,234,567 |", "| validation_loss | 5.679 |",
-        "| tokens_per_second | 13,794 |", "| model_flops_utilization | 0.4321 |", "| parameters | 11,015,169 |",
-        "| data | books (98,765 rows) |", "> **mind the rows**",
+def test_the_page_says_what_the_run_says(tmp_path):
+    text = read(make_run(tmp_path / "a-run", steps=0, validations=0)).text
+    for words in (
+        "a-run", "crammed-bert-mini, 11.0 M parameters, pretrained from scratch in 1:30 on a machine", "5.679",
+        "unigram model 7.500", "12.3 %", "1.23 M", "2.50 epochs", "13.8 k/s", "MFU 43.2 %", "mind the rows",
+        "1. kept", "3. open", "5. open", "Random initialisation, seed 5.", "books", "98,765", "f1e2d3",
+        "kernels: triton geglu", '"peak_lr": 0.001',
     ):  # fmt: skip
-        assert line in text.splitlines(), line
-    assert re.findall(r"^(\d)\. .*?: (kept|not kept) \(", text, re.M) == [
-        ("1", "kept"), ("2", "kept"), ("3", "kept"), ("4", "kept"), ("5", "not kept"),
-    ]  # fmt: skip
+        assert words in text, words
 
 
-def test_held_out_points_are_shown_where_there_are_any(tmp_path):
-    with_points = report.write_report(make_run(tmp_path / "with")).parent / "loss.png"
-    without = report.write_report(make_run(tmp_path / "without", validations=0)).parent / "loss.png"
-    assert pixels(with_points, HELD_OUT) > 100 and pixels(without, HELD_OUT) == 0
+def test_text_is_text(tmp_path):
+    """A name or a source with HTML in it is shown, not obeyed."""
+    run = make_run(tmp_path / "a-run", steps=0, validations=0)
+    summary = run.summary
+    summary["data"].update(source="<script>alert(1)</script>", notices=["a < b & c"])
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    document = read(run)
+    assert "<script>alert(1)</script>" in document.text and "a < b & c" in document.text
+    assert not [tag for tag, _ in document.tags if tag == "script"]
+
+
+def test_broken_rules_are_named(tmp_path):
+    run = make_run(tmp_path / "a-run", steps=0, validations=0)
+    summary = run.summary
+    summary["rules"][3].update(kept=False, why="2 processes on a machine")
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    assert "4. broken One GPU, 24 hours. 2 processes on a machine." in read(run).text
 
 
 def test_a_run_that_has_not_ended(tmp_path):
     run = make_run(tmp_path / "going", summary=False)
-    assert "The run has not ended." in report.write_report(run).read_text()
-    empty = make_run(tmp_path / "empty", steps=0, validations=0, summary=False)
-    page = report.write_report(empty)
-    assert "![" not in page.read_text() and [path.name for path in page.parent.iterdir()] == ["report.md"]
+    document = read(run)
+    assert "The run has not ended." in document.text and [title for title, _ in document.images()] == TITLES
+    assert [path.name for path in (run.path / "report").iterdir()] == ["report.html"]
+    empty = read(make_run(tmp_path / "empty", steps=0, validations=0, summary=False))
+    assert "The run has not ended." in empty.text and empty.images() == []
 
 
-def test_steps_gone_back_behind_are_left_out(tmp_path):
-    """After a resume from step 10, steps 11 to 40 are as if they had not been: the pictures are those of 10 steps."""
-    short, whole, resumed = (make_run(tmp_path / name, steps) for name, steps in (("a", 10), ("b", 40), ("c", 40)))
-    with open(resumed.log, "a") as file:
+def test_a_run_of_one_step(tmp_path):
+    assert [title for title, _ in read(make_run(tmp_path / "one", steps=1, validations=1)).images()] == TITLES
+
+
+def test_little_is_known_of_imported_weights(tmp_path):
+    run = make_run(tmp_path / "a-run", steps=0, validations=0)
+    summary = {
+        "name": "a-run", "recipe": "imported", "imported": "/models/bert", "parameters": 110, "train_loss": None,
+        "data": {"source": "not known", "source_kind": "imported", "fingerprint": None, "rows": 0, "notices": ["far"],
+                 "unigram_loss": None},
+        "rules": [{"rule": "one", "kept": False, "why": "imported"}], "finished": "2030-01-01",
+    }  # fmt: skip
+    (run.path / "summary.json").write_text(json.dumps(summary))
+    text = read(run).text
+    assert "from /models/bert" in text and "1. broken One." in text and "None" not in text
+
+
+def test_steps_gone_back_behind_are_left_out(tmp_path, monkeypatch):
+    """After a resume from step 10, steps 11 to 40 are as if they had not been."""
+    drawn = []
+    for name in ("loss", "schedule", "throughput", "gradient"):
+        stand_in = pictures.Picture(name, name, "data:light", "data:dark")
+        monkeypatch.setattr(pictures, f"{name}_picture", lambda steps, *_, s=stand_in: drawn.append(len(steps)) or s)
+    run = make_run(tmp_path / "a-run", steps=40)
+    assert "What happened" not in read(run).text and drawn == [40] * 4
+    with open(run.log, "a") as file:
         file.write(json.dumps({"event": "resume", "elapsed": 90, "step": 10}) + "\n")
-    pictures = {}
-    for run in (short, whole, resumed):
-        folder = report.write_report(run).parent
-        pictures[run.name] = [(folder / name).read_bytes() for name in ("schedule.png", "throughput.png")]
-    assert pictures["c"] == pictures["a"] != pictures["b"]
+    assert "after 1:30 Resume at step 10." in read(run).text and drawn[4:] == [10] * 4
 
 
 def test_incomplete_scores_are_marked(tmp_path):
-    run = make_run(tmp_path / "a-run")
-    add_scores(run, cola=(0.123, True), rte=(0.561, False))
-    text = report.write_report(run).read_text()
-    lines = text.splitlines()
-    assert "| cola | accuracy | 12.3 | 3 | 2,490 | 277 |" in lines
-    assert "| rte (incomplete data) | accuracy | 56.1 | 3 | 2,490 | 277 |" in lines
-    assert any(line.startswith("Mean of the nine values: none") for line in lines)
-    assert "![GLUE](glue.png)" in lines and size_of(run.path / "report" / "glue.png") == (960, 480)
-
-
-def test_a_bar_without_its_data_is_hatched(tmp_path):
-    """White lines through it: fewer pixels of the bar's own colour."""
-    blue = []
-    for name, complete in (("whole", True), ("part", False)):
-        run = make_run(tmp_path / name, steps=0, validations=0)
-        add_scores(run, rte=(0.9, complete), mean=None)
-        blue.append(pixels(report.write_report(run).parent / "glue.png", CURVE))
-    assert 0 < blue[1] < 0.9 * blue[0]
-
-
-def test_complete_scores_have_a_mean(tmp_path):
     run = make_run(tmp_path / "a-run", steps=0, validations=0)
-    names = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "mnli_mm", "qnli", "rte")
-    add_scores(run, mean=0.7654, **{name: (0.7, True) for name in names})
-    text = report.write_report(run).read_text()
-    assert "Mean of the nine values: 76.5" in text and "incomplete" not in text
+    add_scores(run, cola=(0.123, True), rte=(0.561, False))
+    document = read(run)
+    assert "CoLA acc 12.3 11.3–14.3 56.5 44.5 0.0" in document.text
+    assert "RTE acc 56.1* 55.1–58.1 59.2 53.8 47.3" in document.text
+    assert "* Incomplete data, not comparable" in document.text and "Missing: MNLI-m" not in document.text
+    assert "Missing: SST-2, MRPC, QQP, STS-B, MNLI-m, MNLI-mm, QNLI." in document.text
+    assert "Mean of the nine values: none" in document.text
+    whole = make_run(tmp_path / "b-run", steps=0, validations=0)
+    add_scores(whole, cola=(0.123, True), rte=(0.561, True))
+    assert dict(document.images())["GLUE"] != dict(read(whole).images())["GLUE"]  # an open circle
+
+
+def test_complete_scores_have_a_mean(whole):
+    text = Document(whole.read_text(encoding="utf-8")).text
+    assert "GLUE mean 78.6" in text and "mean 78.6 80.9 78.6 45.5" in text
+    assert "ncomplete" not in text and "Missing" not in text
 
 
 def test_scores_that_no_headline_has(tmp_path):
     run = make_run(tmp_path / "a-run", steps=0, validations=0)
     add_scores(run, wnli=(0.5, True))
-    text = report.write_report(run).read_text()
-    assert "| wnli | accuracy | 50.0 | 3 |" in text and "glue.png" not in text
+    document = read(run)
+    assert "WNLI acc 50.0 49.0–52.0 – – –" in document.text and document.images() == []
+
+
+def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
+    run = make_run(tmp_path / "a-run", steps=0, validations=0)
+    add_scores(run, rte=(0.5, True))
+    first = report.write_report(run).read_bytes()
+    assert report.write_report(run).read_bytes() == first
+    assert not plt.get_fignums()  # nothing is left open
+
+
+def test_long_curves_keep_their_spikes():
+    x = np.arange(86_400.0)
+    y = np.random.default_rng(0).normal(size=len(x))
+    y[[5, 40_000]] = 50, -50
+    thin_x, thin_y = pictures._thinned(x, y)
+    assert len(thin_x) == len(thin_y) <= pictures.MOST_POINTS
+    assert {50, -50} <= set(thin_y) and (np.diff(thin_x) >= 0).all() and (y[thin_x.astype(int)] == thin_y).all()
+
+
+def test_hours_minutes_and_tokens(tmp_path):
+    """Units that fit, and losses that are not finite left out."""
+    steps = [
+        {"elapsed": 36_000.0, "tokens": 2_500_000, "loss": None},
+        {"elapsed": 72_000.0, "tokens": 5e6, "loss": 2.0},
+    ]
+    hours, tokens = pictures._Hours(steps), pictures._Tokens(steps)
+    assert hours(steps).tolist() == [10, 20] and "hours" in hours.label
+    assert tokens(steps).tolist() == [2.5, 5] and "(M)" in tokens.label
+    assert "minutes" in pictures._Hours([{"elapsed": 60.0}]).label
+    drawn = pictures.loss_picture(steps, [], None)
+    assert b"<svg" in base64.b64decode(drawn.light.split(",")[1])
+
+
+def test_sentences():
+    assert sentence("a b") == "A b." and sentence("A b!") == "A b!"
 
 
 def test_as_a_command(tmp_path, capsys):
-    run = make_run(tmp_path / "a-run")
-    (run.path / "recipe.json").write_text("{}")
+    run = make_run(tmp_path / "a-run", steps=0, validations=0)
     assert report.main(["--out", str(tmp_path), "--run", "a-run"]) == 0
-    assert capsys.readouterr().out.strip() == str(run.path / "report" / "report.md")
+    assert capsys.readouterr().out.strip() == str(run.path / "report" / "report.html")
     assert report.main(["--out", str(tmp_path), "--run", "b-run"]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: no run named 'b-run'") and "\n" not in error
 
 
-def test_without_matplotlib(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_what_it_is_drawn_with(package, tmp_path, capsys, monkeypatch):
     """A notice, no report, no traceback; the command fails and says how to get it."""
     run = make_run(tmp_path / "a-run")
-    (run.path / "recipe.json").write_text("{}")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, package, None)
     assert report.write_report(run) is None
     notice = capsys.readouterr().err
-    assert "matplotlib is not installed (pip install matplotlib)" in notice and "\n" not in notice.strip()
+    assert f"{package} is not installed (pip install {package})" in notice and "\n" not in notice.strip()
     assert not (run.path / "report").exists()
     assert report.main(["--out", str(tmp_path)]) == 1
-    assert "pip install matplotlib" in capsys.readouterr().err
+    assert f"pip install {package}" in capsys.readouterr().err
+
+
+def test_damaged_scores_are_one_line(tmp_path, capsys):
+    run = make_run(tmp_path / "a-run")
+    (run.path / "evaluation").mkdir()
+    (run.path / "evaluation" / "glue.json").write_text("{")
+    assert report.main(["--out", str(tmp_path), "--run", "a-run"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "glue.json: not valid JSON" in error and "\n" not in error
