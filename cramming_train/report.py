@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cramming_train.errors import command
-from cramming_train.glue.tasks import HEADLINE_ROWS, PUBLISHED
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, read_json
 from cramming_train.tracking import effective_events
 
@@ -58,7 +58,7 @@ def write_report(run: Run) -> Path | None:
         pictures.append(("Learning rate and batch", _schedule_picture(folder, steps)))
         pictures.append(("Throughput", _throughput_picture(folder, steps)))
     scores = _glue_scores(run)
-    if scores is not None and any(row in scores["tasks"] for row in HEADLINE_ROWS):
+    if scores is not None and any(row in scores["tasks"] for row in GLUE.headline):
         pictures.append(("GLUE", _glue_picture(folder, scores, run.name)))
     page = folder / "report.md"
     page.write_text(_page(run, pictures, scores), encoding="utf-8")
@@ -133,9 +133,9 @@ def _glue_scores(run: Run) -> dict[str, Any] | None:
 
 def _glue_picture(folder: Path, scores: dict[str, Any], name: str) -> Path:
     """Bars of each task's median beside published ones; incomplete tasks are hatched."""
-    tasks = [task for task in HEADLINE_ROWS if task in scores["tasks"]]
+    tasks = [task for task in GLUE.headline if task in scores["tasks"]]
     series = [(name, [100 * scores["tasks"][task]["median"] for task in tasks], OURS)]
-    for (label, values), color in zip(PUBLISHED.items(), ("#5f6b78", "#8d99a6", REFERENCE), strict=False):
+    for (label, values), color in zip(GLUE.published.items(), ("#5f6b78", "#8d99a6", REFERENCE), strict=False):
         series.append((label, [values[task] for task in tasks], color))
     figure, axis = _figure()
     width = 0.8 / len(series)
@@ -172,10 +172,16 @@ def _page(run: Run, pictures: list[tuple[str, Path]], scores: dict[str, Any] | N
 
 
 def _score_table(scores: dict[str, Any]) -> list[str]:
-    lines = ["| task | metric | median (%) | seeds | train rows | validation rows |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| task | metric | median (%) | min..max (%) | seeds | train rows | validation rows |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, entry in scores["tasks"].items():
-        mark = "" if entry["complete"] else " (incomplete data)"
-        lines.append(f"| {name}{mark} | {entry['metric']} | {100 * entry['median']:.1f} | {len(entry['values'])} "
+        lack = "capped training set" if "capped_from" in entry else "incomplete data"
+        mark = "" if entry["complete"] else f" ({lack})"
+        values = [100 * value for value in entry["values"]]
+        spread = f"{min(values):.1f}..{max(values):.1f}"
+        lines.append(f"| {name}{mark} | {entry['metric']} | {100 * entry['median']:.1f} | {spread} | {len(values)} "
                      f"| {entry['train_rows']:,} | {entry['validation_rows']:,} |")  # fmt: skip
     mean = scores["mean"]
     headline = "none: it takes all nine values, complete" if mean is None else f"{100 * mean:.1f}"
