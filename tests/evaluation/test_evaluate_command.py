@@ -134,7 +134,7 @@ def test_capped_training_sets(runs, toy_glue, capsys):
 
 def test_the_originals_warm_up_is_a_recipe_and_says_so(runs, toy_glue, capsys):
     """Its 267 steps are more than the toy task has, so the whole of it is warm-up, and the result another one."""
-    command = ["--task-dir", toy_glue, "--tasks", "cola", "--seeds", "1", "--set"]
+    command = ["--task-dir", toy_glue, "--tasks", "cola", "--seeds", "1", "--max-train-rows", "48", "--set"]
     small = ["evaluation.classifier_hidden=32", "evaluation.max_length=32", "evaluation.learning_rate=2e-3"]
     assert call(runs, *command, "evaluation=glue-sane", *small) == 0
     own, _ = content(runs)
