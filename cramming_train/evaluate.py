@@ -7,13 +7,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cramming_train import report
 from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
+from cramming_train.evaluation.finetune import TaskData
 from cramming_train.evaluation.hub import Hub
 from cramming_train.evaluation.metrics import METRICS
 from cramming_train.evaluation.own_task import Files, own_suite
@@ -150,7 +150,7 @@ def evaluate_own_task(arguments: argparse.Namespace, device: torch.device) -> in
 def fine_tune_all(
     subject: Subject, recipe: Recipe, suite: Suite, tasks: Sequence[Task], source: Source, folder: Path,
     device: torch.device, keeper: Keeper | None,
-) -> tuple[list[Any], Scores]:  # fmt: skip
+) -> tuple[list[TaskData], Scores]:  # fmt: skip
     """Print what is going to be done, load the tasks, and do it."""
     settings = recipe.evaluation
     precision = Precision(recipe.training.precision, device).name
@@ -181,9 +181,7 @@ def judgement(scores: Scores, settings: Evaluation) -> tuple[bool, str]:
     return True, f"GLUE mean {100 * scores.mean:.1f}: recipe {settings.name}, {settings.epochs} epochs"
 
 
-def find_subject(
-    arguments: argparse.Namespace, device: torch.device, suite: Suite
-) -> tuple[Subject, Recipe, Path]:  # fmt: skip
+def find_subject(arguments: argparse.Namespace, device: torch.device, suite: Suite) -> tuple[Subject, Recipe, Path]:
     """What to judge, the recipe with the changes asked for, and the folder of the results.
 
     Without pretraining there still has to be a tokenizer: that of ``--data``, otherwise that of the latest

@@ -185,6 +185,8 @@ def _score_table(scores: dict[str, Any]) -> list[str]:
                      f"| {entry['train_rows']:,} | {entry['validation_rows']:,} |")  # fmt: skip
     mean = scores["mean"]
     headline = "none: it takes all nine values, complete" if mean is None else f"{100 * mean:.1f}"
+    if scores.get("mean_range"):
+        headline += " (of single seeds {:.1f}..{:.1f})".format(*(100 * value for value in scores["mean_range"]))
     return [*lines, "", f"Mean of the nine values: {headline}"]
 
 

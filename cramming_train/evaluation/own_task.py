@@ -42,7 +42,8 @@ def own_suite(train: Path, columns: Sequence[str], label_column: str, metric: st
     """The suite of this one task; the labels that the training file holds decide what kind of task it is.
 
     A regression, if ``metric`` is a correlation, or if every label is a number and one has a decimal point. Otherwise
-    every distinct label is the name of a class. Default metrics: accuracy, and Pearson's correlation.
+    every distinct label is the name of a class; f1 is that of the second of two, in their order. Default metrics:
+    accuracy, and Pearson's correlation.
 
     Raises:
         UsageError: labels missing, all alike, or of more kinds than classes can be; a metric that does not fit them.

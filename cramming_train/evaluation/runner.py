@@ -99,7 +99,7 @@ def run_suite(
     settled = {"recipe": decisive, "subject": subject.identity, "precision": precision, "format": LINE_FORMAT}
     mark = fingerprint(settled)
     lines = ResultLines(folder, suite, mark)
-    marks = {data.task.name: _data_mark([data.train, *data.validation.values()]) for data in tasks}
+    marks = {data.task.name: _task_mark(data) for data in tasks}
     whole_marks = {data.task.name: fingerprint([mark, marks[data.task.name], _data_mark(data.test.values())])
                    for data in tasks}  # fmt: skip
 
@@ -161,6 +161,13 @@ def _spoken(name: str, seed: int, seeds: int, outcome: Outcome) -> str:
     loss = "not finite" if outcome.train_loss is None else f"{outcome.train_loss:.3f}"
     effort = f"{outcome.steps} steps, train loss {loss}, {outcome.seconds:.0f} s"
     return f"{name} seed {seed + 1}/{seeds}: {values} ({effort})"
+
+
+def _task_mark(data: TaskData) -> str:
+    """A short name for what a fine-tuning learns and is measured by."""
+    task = data.task
+    metrics = [split.metrics or task.metrics for split in task.splits]
+    return fingerprint([_data_mark([data.train, *data.validation.values()]), metrics, task.labels, task.label_scale])
 
 
 def _data_mark(splits: Iterable[Encoded]) -> str:

@@ -47,10 +47,11 @@ class Submission:
         """Put the files of each task's median fine-tuning together; returns what there is to know, a line each."""
         said, files = [], {}
         for data in tasks:
-            seed = median_seed(scores.rows[data.task.splits[0].key]["values"])
+            row = next(iter(data.validation))
+            seed = median_seed(scores.rows[row]["values"])
             for key in data.test:
                 files[key] = self._draft(key, self._marks[data.task.name], seed).read_bytes()
-            said += [f"{key}.tsv: seed {seed}, the median on {data.task.splits[0].label}" for key in data.test]
+            said += [f"{key}.tsv: seed {seed}, the median on {data.task.rows[row].label}" for key in data.test]
             said += wrong_sizes(data)
         for key, content in files.items():
             write_bytes(self.folder / f"{key}.tsv", content)

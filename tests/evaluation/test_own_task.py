@@ -138,6 +138,19 @@ def test_words_that_no_example_has_keep_their_pretrained_embedding(runs, tmp_pat
     assert same[[numbers[word] for word in WORDS[10:]]].all()
 
 
+def test_another_metric_is_another_score(runs, tmp_path):
+    rng = np.random.default_rng(6)
+    file = write(tmp_path / "mood.tsv", moods(rng, 40))
+    command = ["--text-columns", "note", "--label-column", "mood", "--epochs", "1", "--seeds", "1"]
+    entries = []
+    for metric in ("accuracy", "f1_macro"):
+        assert fine_tune(runs, file, file, *command, "--metric", metric) == 0
+        content = json.loads((runs / "toy" / "evaluation" / "mood" / "mood.json").read_text())
+        entries.append(content["tasks"]["mood"])
+    assert [entry["metric"] for entry in entries] == ["accuracy", "f1_macro"]
+    assert entries[0]["median"] != entries[1]["median"]
+
+
 def test_it_goes_on_and_keeps_the_best(runs, tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     file = write(tmp_path / "mood.tsv", moods(rng, 48))
