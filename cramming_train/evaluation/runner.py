@@ -97,22 +97,11 @@ def run_suite(
     recipe = dataclasses.asdict(settings)
     decisive = {key: value for key, value in recipe.items() if key not in ("name", "seeds")}
     settled = {"recipe": decisive, "subject": subject.identity, "precision": precision, "format": LINE_FORMAT}
-    mark = fingerprint(settled)
-    lines = ResultLines(folder, suite, mark)
-    marks = {data.task.name: _task_mark(data) for data in tasks}
-    whole_marks = {data.task.name: fingerprint([mark, marks[data.task.name], _data_mark(data.test.values())])
-                   for data in tasks}  # fmt: skip
-
-    def is_done(data: TaskData, seed: int) -> bool:
-        line = lines.get(data.task.name, seed, marks[data.task.name])
-        kept = keeper is None or line is None or keeper.kept(data, seed, whole_marks[data.task.name], line)
-        return line is not None and kept
-
-    left = [(data, seed) for data in tasks for seed in range(seeds) if not is_done(data, seed)]
+    ledger = _Ledger(folder, suite, fingerprint(settled), tasks, keeper)
     head = {"run": subject.name, "recipe": recipe, "precision": precision}
+    left = [(data, seed) for data in tasks for seed in range(seeds) if not ledger.has(data, seed)]
     progress = Progress(sum(data.tokens(settings.epochs) for data, _ in left))
-    done = len(tasks) * seeds - len(left)
-    if done:
+    if done := len(tasks) * seeds - len(left):
         progress.say(f"{done} of {len(tasks) * seeds} fine-tunings are already in {folder}")
     try:
         for data, seed in left:
@@ -128,16 +117,45 @@ def run_suite(
                     tokens, f"{label} {where}"
                 ),
             )
-            if keeper is not None:  # before the line: what has a line has all the rest
-                keeper.keep(data, seed, whole_marks[name], outcome)
-            lines.append(_line(data, seed, marks[name], outcome))
-            write_scores(folder, suite, aggregate(suite, lines.up_to(seeds), seeds), head)
+            ledger.add(data, seed, outcome)
+            write_scores(folder, suite, ledger.scores(seeds), head)
             progress.say(_spoken(name, seed, seeds, outcome) + f"; {progress.left()} left")
     finally:
         progress.close()
-    scores = aggregate(suite, lines.up_to(seeds), seeds)
+    scores = ledger.scores(seeds)
     write_scores(folder, suite, scores, head)
     return scores
+
+
+class _Ledger:
+    """Which fine-tunings of these settings and tasks are done: their lines, and what the keeper has of them."""
+
+    def __init__(self, folder: Path, suite: Suite, settings: str, tasks: Sequence[TaskData], keeper: Keeper | None):
+        self._suite, self._keeper = suite, keeper
+        self._lines = ResultLines(folder, suite, settings)
+        self._marks = {data.task.name: _task_mark(data) for data in tasks}
+        self._kept_marks = {
+            data.task.name: fingerprint([settings, self._marks[data.task.name], _data_mark(data.test.values())])
+            for data in tasks
+        }
+
+    def has(self, data: TaskData, seed: int) -> bool:
+        """Is the fine-tuning done, and all that is to be kept of it there?"""
+        name = data.task.name
+        line = self._lines.get(name, seed, self._marks[name])
+        if line is None or self._keeper is None:
+            return line is not None
+        return self._keeper.kept(data, seed, self._kept_marks[name], line)
+
+    def add(self, data: TaskData, seed: int, outcome: Outcome) -> None:
+        """Note a fine-tuning; its line comes last, so that what has a line has all the rest."""
+        if self._keeper is not None:
+            self._keeper.keep(data, seed, self._kept_marks[data.task.name], outcome)
+        self._lines.append(_line(data, seed, self._marks[data.task.name], outcome))
+
+    def scores(self, seeds: int) -> Scores:
+        """Of all that is there."""
+        return aggregate(self._suite, self._lines.up_to(seeds), seeds)
 
 
 def _line(data: TaskData, seed: int, mark: str, outcome: Outcome) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Predictions of GLUE's test sets, as gluebenchmark.com takes them: a .tsv a task, together in one .zip.
+r"""Predictions of GLUE's test sets, as gluebenchmark.com takes them: a .tsv a task, together in one .zip.
 
 Each file has the header ``index\tprediction`` and a row for every row of the test set, counted from 0. Labels are
 written as the server's sample submission has them: the names of the classes for MNLI, QNLI, RTE and the diagnostic set
@@ -7,6 +7,8 @@ AX, class numbers for the other classifications, a score from 0 to 5 for STS-B.
 
 from __future__ import annotations
 
+import io
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,12 +55,13 @@ class Submission:
                 files[key] = self._draft(key, self._marks[data.task.name], seed).read_bytes()
             said += [f"{key}.tsv: seed {seed}, the median on {data.task.rows[row].label}" for key in data.test]
             said += wrong_sizes(data)
-        for key, content in files.items():
-            write_bytes(self.folder / f"{key}.tsv", content)
-        archive = self.folder.with_suffix(".zip")
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-            for key, content in files.items():
-                packed.writestr(f"{key}.tsv", content)
+        shutil.rmtree(self.folder, ignore_errors=True)  # files of an earlier evaluation
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as packed:
+            for key, lines in files.items():
+                write_bytes(self.folder / f"{key}.tsv", lines)
+                packed.writestr(f"{key}.tsv", lines)
+        archive = write_bytes(self.folder.with_suffix(".zip"), content.getvalue())
         wanted = [split.key for task in suite.tasks.values() for split in task.tests]
         if lacking := [f"{key}.tsv" for key in wanted if key not in files]:
             said.append(f"not for the server yet: it wants {', '.join(lacking)} as well")

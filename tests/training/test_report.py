@@ -132,8 +132,8 @@ def test_incomplete_scores_are_marked(tmp_path):
     add_scores(run, cola=(0.123, True), rte=(0.561, False))
     text = report.write_report(run).read_text()
     lines = text.splitlines()
-    assert "| cola | accuracy | 12.3 | 3 | 2,490 | 277 |" in lines
-    assert "| rte (incomplete data) | accuracy | 56.1 | 3 | 2,490 | 277 |" in lines
+    assert "| cola | accuracy | 12.3 | 12.3..12.3 | 3 | 2,490 | 277 |" in lines
+    assert "| rte (incomplete data) | accuracy | 56.1 | 56.1..56.1 | 3 | 2,490 | 277 |" in lines
     assert any(line.startswith("Mean of the nine values: none") for line in lines)
     assert "![GLUE](glue.png)" in lines and size_of(run.path / "report" / "glue.png") == (960, 480)
 
@@ -160,7 +160,7 @@ def test_scores_that_no_headline_has(tmp_path):
     run = make_run(tmp_path / "a-run", steps=0, validations=0)
     add_scores(run, wnli=(0.5, True))
     text = report.write_report(run).read_text()
-    assert "| wnli | accuracy | 50.0 | 3 |" in text and "glue.png" not in text
+    assert "| wnli | accuracy | 50.0 | 50.0..50.0 | 3 |" in text and "glue.png" not in text
 
 
 def test_as_a_command(tmp_path, capsys):
