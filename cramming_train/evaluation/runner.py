@@ -42,7 +42,7 @@ def load_tasks(
     *,
     with_tests: bool = False,
 ) -> list[TaskData]:
-    """Read and encode tasks. What the source lacks is said; UsageError where it has none of the tasks."""
+    """Read and encode tasks. What the source lacks is said; UsageError where it has none of the tasks, or no tests."""
     loaded = []
     for task in tasks:
         examples, whole = load_train(source, task, settings.max_train_rows)
@@ -60,6 +60,8 @@ def load_tasks(
     if not loaded:
         names = ", ".join(task.name for task in tasks)
         raise UsageError(f"{source.name} has none of the tasks asked for: {names}")
+    if with_tests and not any(data.test for data in loaded):
+        raise UsageError(f"{source.name} has no test split of the tasks asked for: nothing to predict")
     return loaded
 
 

@@ -77,6 +77,11 @@ def test_files(runs, glue_with_tests, capsys):
     assert "it wants SST-2.tsv, MRPC.tsv, QQP.tsv, MNLI-mm.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv as well" in printed
 
 
+def test_without_test_rows_there_is_nothing_to_predict(runs, toy_glue, capsys):
+    assert predict_test(runs, toy_glue, "--tasks", "cola") == 2
+    assert "has no test split of the tasks asked for" in capsys.readouterr().err
+
+
 def test_predictions_are_the_median_seeds_and_agree_with_its_score(runs, glue_with_tests):
     """The test rows are the validation rows here, so the file's accuracy is that seed's score."""
     assert predict_test(runs, glue_with_tests, "--tasks", "mnli") == 0
