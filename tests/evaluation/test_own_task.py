@@ -55,7 +55,7 @@ def call_predict(folder, file, *more):
 def test_classification_end_to_end(runs, tmp_path, capsys):
     """It learns, the saved model labels new rows as well as it was judged, in either form of output."""
     rng = np.random.default_rng(0)
-    train = write(tmp_path / "mood" / "train.tsv", moods(rng, 128))
+    train = write(tmp_path / "mood" / "train.tsv", moods(rng, 320))
     valid = write(tmp_path / "mood" / "held_out.csv.gz", moods(rng, 100))
     more = ["--text-columns", "note", "--label-column", "mood", "--epochs", "8", "--seeds", "1"]
     assert fine_tune(runs, train, valid, *more) == 0
