@@ -79,6 +79,10 @@ def pytest_terminal_summary(terminalreporter, config):
         if "microseconds_a_call" in info:
             line(f"{name}: {info['microseconds_a_call']} us a call, {info['microseconds_of_the_backend_alone']} us of "
                  f"them the backend's; {info['microseconds_with_autograd']} us with autograd")  # fmt: skip
+        if "packed_over_padded" in info:
+            rates = info["examples_per_second"]
+            line(f"{name}, {info['lengths']}: {rates['packed']} examples/s packed, {rates['padded']} padded: "
+                 f"{info['packed_over_padded']} x; by task {info['by_task']}")  # fmt: skip
     results = config.stash.get(RESULTS, None)
     if results and results.rows:
         _ratios(terminalreporter, results)

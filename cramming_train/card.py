@@ -10,10 +10,9 @@ from cramming_train.certificate import STATES, started_from
 from cramming_train.data.hub import PILE_ROWS
 from cramming_train.display import duration
 from cramming_train.errors import RunError
-from cramming_train.glue.hub import REPOSITORY
-from cramming_train.glue.results import glue_scores
-from cramming_train.glue.table import LABELS, METRIC_LABELS
-from cramming_train.glue.tasks import HEADLINE_ROWS, PUBLISHED, TASKS
+from cramming_train.evaluation.metrics import METRICS
+from cramming_train.evaluation.results import glue_scores
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.runs import Run
 
 LICENSE = "apache-2.0"  # this program's; whoever publishes weights may have to give another
@@ -68,15 +67,14 @@ def _hub_datasets(data: dict[str, Any]) -> list[str] | None:
 
 def _eval_results(scores: dict[str, Any]) -> list[EvalResult]:
     """Medians of the tasks whose data are complete."""
-    split_of = {row: (task.name, split) for task in TASKS.values() for row, split in task.splits.items()}
+    found = [(*GLUE.rows[row], entry) for row, entry in scores["tasks"].items() if entry["complete"]]
     return [
         EvalResult(
-            task_type="text-classification", dataset_type=REPOSITORY, dataset_name=f"GLUE {LABELS[row]}",
-            dataset_config=split_of[row][0], dataset_split=split_of[row][1], metric_type=entry["metric"],
+            task_type="text-classification", dataset_type=GLUE.repository, dataset_name=f"GLUE {split.label}",
+            dataset_config=task.name, dataset_split=split.name, metric_type=entry["metric"],
             metric_value=round(entry["median"], 4),
         )
-        for row, entry in scores["tasks"].items()
-        if entry["complete"]
+        for task, split, entry in found
     ]  # fmt: skip
 
 
@@ -124,14 +122,21 @@ def _results(summary: dict[str, Any]) -> str:
 
 
 def _glue(run: Run, scores: dict[str, Any]) -> str:
-    lines = ["## GLUE", "", f"| | metric | {run.name} | {' | '.join(PUBLISHED)} |", "|---" * (3 + len(PUBLISHED)) + "|"]
+    lines = [
+        "## GLUE",
+        "",
+        f"| | metric | {run.name} | {' | '.join(GLUE.published)} |",
+        "|---" * (3 + len(GLUE.published)) + "|",
+    ]
     for row, entry in scores["tasks"].items():
         mark = "" if entry["complete"] else "*"
-        published = [f"{columns[row]:.1f}" if row in columns else "" for columns in PUBLISHED.values()]
+        published = [f"{columns[row]:.1f}" if row in columns else "" for columns in GLUE.published.values()]
         own = f"{100 * entry['median']:.1f}{mark}"
-        lines.append(f"| {LABELS[row]} | {METRIC_LABELS[entry['metric']]} | {own} | {' | '.join(published)} |")
+        lines.append(
+            f"| {GLUE.rows[row][1].label} | {METRICS[entry['metric']].label} | {own} | {' | '.join(published)} |"
+        )
     if scores["mean"] is not None:
-        published = [f"{columns['mean']:.1f}" for columns in PUBLISHED.values()]
+        published = [f"{columns['mean']:.1f}" for columns in GLUE.published.values()]
         lines.append(f"| mean | | {100 * scores['mean']:.1f} | {' | '.join(published)} |")
     seeds = max(len(entry["values"]) for entry in scores["tasks"].values())
     recipe = scores["recipe"]
@@ -180,7 +185,7 @@ def _limitations(run: Run, summary: dict[str, Any], scores: dict[str, Any] | Non
         "It was trained on unfiltered text and repeats the errors and prejudices that stand there.",
         *summary["data"]["notices"],
     ]
-    missing = [LABELS[row] for row in HEADLINE_ROWS if scores is None or row not in scores["tasks"]]
+    missing = [GLUE.rows[row][1].label for row in GLUE.headline if scores is None or row not in scores["tasks"]]
     if missing:
         lines.append(f"It was not evaluated on {', '.join(missing)}.")
     lines.append(f"The licence named above ({LICENSE}) is the training program's: check that the text allows it.")

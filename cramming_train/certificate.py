@@ -14,7 +14,7 @@ from typing import Any
 from cramming_train.checkpoint import MODEL_FILE, list_checkpoints, load_state, write_json_atomically
 from cramming_train.data import embedded, hub
 from cramming_train.errors import RunError
-from cramming_train.glue.results import glue_scores
+from cramming_train.evaluation.results import glue_scores
 from cramming_train.runs import SUMMARY_FILE, TOKENIZER_FILE, Run, read_json
 from cramming_train.summary import write_summary
 

@@ -23,9 +23,10 @@ from cramming_train.data.overlap import SHORTEST, SOURCE, WORDS, Index
 from cramming_train.data.progress import Progress
 from cramming_train.data.without import write_without
 from cramming_train.errors import RunError, UsageError, command
-from cramming_train.glue.hub import Hub
-from cramming_train.glue.reading import Folder, Source
-from cramming_train.glue.tasks import HEADLINE_ROWS, TASKS, TRAIN_SPLIT
+from cramming_train.evaluation.hub import Hub
+from cramming_train.evaluation.sources import Folder, Source, load_split, load_train
+from cramming_train.evaluation.suites import GLUE
+from cramming_train.evaluation.tasks import TRAIN_SPLIT
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run
 
 BLOCK_ROWS = 4096
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--run", help="latest, a run's name, or its path: the rows that it was trained on")
     what.add_argument("--data", type=Path, metavar="PREPARED", help="a folder made by prepare, before any run")
     parser.add_argument("--out", type=Path, default=DEFAULT_RUNS_DIR, help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--glue-dir", type=Path, help="local files TASK/SPLIT.tsv[.gz]; without it from the hub")
+    parser.add_argument("--task-dir", type=Path, help="GLUE as local files TASK/SPLIT.tsv; without it from the hub")
     parser.add_argument("--clean", type=Path, metavar="FOLDER", help="make prepared data there without those rows")
     return parser
 
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     arguments = build_parser().parse_args(argv)
-    source = Folder(arguments.glue_dir) if arguments.glue_dir else Hub()
+    source = Folder(arguments.task_dir, GLUE) if arguments.task_dir else Hub(GLUE)
     run = find_run(arguments.run, arguments.out) if arguments.run else None
     prepared = open_prepared(arguments.data) if run is None else _rows_of(run)
     if arguments.clean is not None and arguments.clean.exists():
@@ -126,13 +127,14 @@ def search(prepared: PreparedData, source: Source, *, progress: bool = True) -> 
 def _texts(source: Source, columns: list[_Column], lacking: list[str], count) -> Iterator[str]:
     """All texts of all splits. A split that is missing, or not whole, of a task of the headline is noted as lacking."""
     first = 0
-    for task in TASKS.values():
-        for split in (TRAIN_SPLIT, *task.splits.values()):
-            examples = source.load(task, split)
-            given, official = 0 if examples is None else len(examples), task.official[split]
-            if given < official and any(row in HEADLINE_ROWS for row in task.splits):
+    for task in GLUE.tasks.values():
+        examples = [(TRAIN_SPLIT, task.train_rows, load_train(source, task, None)[0])]
+        examples += [(split.name, split.rows, load_split(source, task, split, labelled=True)) for split in task.splits]
+        for split, official, found in examples:
+            given = 0 if found is None else len(found)
+            if given < official and any(row in GLUE.headline for row in task.rows):
                 lacking.append(f"{task.name} {split}" + (f" ({given:,} of {official:,} rows)" if given else ""))
-            for texts in () if examples is None else examples.texts:
+            for texts in () if found is None else zip(*found.sequences, strict=True):
                 columns.append(_Column(f"{task.name} {split}", first, len(texts)))
                 yield from texts
                 first += len(texts)

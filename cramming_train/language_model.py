@@ -11,8 +11,8 @@ import torch
 
 from cramming_train.data.special_tokens import MASK_ID, SPECIAL_TOKENS
 from cramming_train.errors import UsageError
-from cramming_train.glue.encoding import frame
-from cramming_train.glue.subject import TextPipeline
+from cramming_train.evaluation.encoding import frame
+from cramming_train.evaluation.subject import TextPipeline
 from cramming_train.runs import Run
 
 MASK = SPECIAL_TOKENS[MASK_ID]

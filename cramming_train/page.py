@@ -10,8 +10,8 @@ from typing import Any
 
 from cramming_train.certificate import CERTIFICATE_FILE, STATES, started_from
 from cramming_train.display import compact, duration
-from cramming_train.glue.table import LABELS, METRIC_LABELS
-from cramming_train.glue.tasks import HEADLINE_ROWS, PUBLISHED
+from cramming_train.evaluation.metrics import METRICS
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.pictures import Picture
 from cramming_train.runs import Run
 
@@ -92,22 +92,22 @@ def _scores(scores: dict[str, Any]) -> dict[str, Any]:
     for row, entry in scores["tasks"].items():
         values = [100 * value for value in entry["values"]]
         spread = f"{min(values):.1f}–{max(values):.1f}" if len(values) > 1 else "one seed"
-        published = [f"{columns[row]:.1f}" if row in columns else "–" for columns in PUBLISHED.values()]
+        published = [f"{columns[row]:.1f}" if row in columns else "–" for columns in GLUE.published.values()]
         mark = "" if entry["complete"] else "*"
         cells = [f"{100 * entry['median']:.1f}{mark}", spread, *published]
-        rows.append({"label": LABELS[row], "metric": METRIC_LABELS[entry["metric"]], "cells": cells})
+        rows.append({"label": GLUE.rows[row][1].label, "metric": METRICS[entry["metric"]].label, "cells": cells})
     if scores["mean"] is not None:
-        published = [f"{columns['mean']:.1f}" for columns in PUBLISHED.values()]
+        published = [f"{columns['mean']:.1f}" for columns in GLUE.published.values()]
         rows.append({"label": "mean", "metric": "", "cells": [f"{100 * scores['mean']:.1f}", "", *published]})
     lines = []
     incomplete = [
-        f"{LABELS[row]} {entry['train_rows']:,} training and {entry['validation_rows']:,} validation rows"
+        f"{GLUE.rows[row][1].label} {entry['train_rows']:,} training and {entry['validation_rows']:,} validation rows"
         for row, entry in scores["tasks"].items()
         if not entry["complete"]
     ]
     if incomplete:
         lines.append(f"* Incomplete data, not comparable with published scores: {'; '.join(incomplete)}.")
-    missing = [LABELS[row] for row in HEADLINE_ROWS if row not in scores["tasks"]]
+    missing = [GLUE.rows[row][1].label for row in GLUE.headline if row not in scores["tasks"]]
     if missing:
         lines.append(f"Missing: {', '.join(missing)}.")
     if scores["mean"] is None:

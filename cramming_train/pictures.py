@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cramming_train.glue.table import LABELS
-from cramming_train.glue.tasks import HEADLINE_ROWS, PUBLISHED
+from cramming_train.evaluation.suites import GLUE
 
 WIDTH, PANEL_HEIGHT = 5.4, 2.0  # inches
 MOST_POINTS = 800  # of a curve: more than the pixels it is seen on
@@ -119,7 +118,7 @@ def gradient_picture(steps: Sequence[Event], clip: float | None) -> Picture:
 
 def glue_picture(scores: dict[str, Any], name: str) -> Picture:
     """Each task's median and spread beside the published scores; open where its data is incomplete."""
-    tasks = [row for row in HEADLINE_ROWS if row in scores["tasks"]]
+    tasks = [row for row in GLUE.headline if row in scores["tasks"]]
 
     def draw(axes) -> None:
         axis = axes[0]
@@ -132,12 +131,12 @@ def glue_picture(scores: dict[str, Any], name: str) -> Picture:
             axis.plot(
                 100 * entry["median"], place - 0.12, "o", ms=7, mec=LIGHT.ours, mfc=filled, mew=1.6, ls="none", **label
             )
-        for (label, values), color, marker in zip(PUBLISHED.items(), LIGHT.quiet, REFERENCES, strict=True):
+        for (label, values), color, marker in zip(GLUE.published.items(), LIGHT.quiet, REFERENCES, strict=True):
             shown = [values[task] for task in tasks]
             axis.plot(
                 shown, np.arange(len(tasks)) + 0.18, marker, ms=4.5, color=color, ls="none", zorder=1.9, label=label
             )
-        names = [LABELS[task] + ("" if scores["tasks"][task]["complete"] else "*") for task in tasks]
+        names = [GLUE.rows[task][1].label + ("" if scores["tasks"][task]["complete"] else "*") for task in tasks]
         axis.set_yticks(range(len(tasks)), names)
         axis.set(ylim=(len(tasks) - 0.4, -0.6), xlabel="score on the development set (%)")
         axis.figure.legend(frameon=False, loc="outside upper left", ncols=1)

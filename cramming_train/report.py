@@ -12,8 +12,8 @@ from cramming_train import pictures
 from cramming_train.card import model_card
 from cramming_train.checkpoint import write_text_atomically
 from cramming_train.errors import command
-from cramming_train.glue.results import glue_scores
-from cramming_train.glue.tasks import HEADLINE_ROWS
+from cramming_train.evaluation.results import glue_scores
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.page import page
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run
 from cramming_train.tracking import effective_events
@@ -75,7 +75,7 @@ def draw(run: Run, events: Sequence[dict[str, Any]], scores: dict[str, Any] | No
         drawn.append(pictures.schedule_picture(steps))
         drawn.append(pictures.throughput_picture(steps))
         drawn.append(pictures.gradient_picture(steps, run.recipe.training.grad_clip))
-    if scores is not None and any(row in scores["tasks"] for row in HEADLINE_ROWS):
+    if scores is not None and any(row in scores["tasks"] for row in GLUE.headline):
         drawn.append(pictures.glue_picture(scores, run.name))
     return drawn
 

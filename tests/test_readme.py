@@ -10,7 +10,7 @@ import pytest
 from cramming_train.recipes import BUNDLES, apply_overrides, get_recipe
 from cramming_train.recipes.training import TRAININGS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 COMMANDS = re.findall(r"-m (cramming_train\.\w+)([^\n#`]*)", README)
 
 

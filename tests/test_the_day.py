@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SHARED
-from tests.glue.conftest import write_tsv
+from tests.evaluation.conftest import write_tsv
 from tests.training.helpers import run, summary
 
 TOKENS = 650_000
@@ -56,7 +56,7 @@ def test_evaluate_and_report_follow(day, place):
     columns = {name: [pair[i] for pair in pairs] for i, name in enumerate(("sentence1", "sentence2", "label"))}
     for split in ("train", "validation"):
         write_tsv(place / "glue" / "rte" / f"{split}.tsv.gz", columns)
-    tuned = run("evaluate", "--tasks", "rte", "--glue-dir", "glue", "--seeds", 1, "--epochs", 1, tmp_path=place)
+    tuned = run("evaluate", "--tasks", "rte", "--task-dir", "glue", "--seeds", 1, "--epochs", 1, tmp_path=place)
     assert tuned.returncode == 0, tuned.stderr
     assert "INCOMPLETE" in tuned.stdout and "GLUE mean: none" in tuned.stdout
     assert "judged on rte" in summary(day)["rules"][4]["why"]

@@ -88,11 +88,11 @@ def test_the_run_says_what_it_is(tmp_path, capsys):
     run = imported(write(tmp_path / "theirs", Original(True, VOCAB)), tmp_path)
     summary = run.summary
     assert summary["imported"] == str((tmp_path / "theirs").resolve()) and summary["tokens"] is None
-    assert [rule["kept"] for rule in summary["rules"]] == [False] * 5
-    assert all("outside the rules" in rule["why"] for rule in summary["rules"][:4])
+    assert [rule["kept"] for rule in summary["rules"]] == [False, False, None, None, None]
+    assert all(str(tmp_path / "theirs") in rule["why"] for rule in summary["rules"][:2])
     assert report(["--run", "taken", "--out", str(tmp_path / "runs")]) == 0
-    page = (run.path / "report" / "report.md").read_text()
-    assert "imported weights" in page and "None" not in page
+    page = (run.path / "report" / "report.html").read_text()
+    assert "weights imported from" in page and "None" not in page
     assert evaluate(["--run", "taken", "--out", str(tmp_path / "runs"), "--suite", "mlm"]) == 1
     assert "does not say where the prepared data is" in capsys.readouterr().err
 

@@ -9,8 +9,8 @@ import torch
 
 from cramming_train import export, import_checkpoint, load
 from cramming_train.data.special_tokens import SPECIAL_TOKENS
+from cramming_train.evaluation.subject import TextPipeline
 from cramming_train.exchange import bert, modernbert
-from cramming_train.glue.subject import TextPipeline
 from cramming_train.runs import Run
 from tests.exchange.helpers import TEXT, VOCAB, make_run, our_logits, small_tokenizer
 from tests.model.cases import small

@@ -65,7 +65,7 @@ def test_a_tokenizer_from_elsewhere_breaks_the_second():
     assert second["kept"] is False and "tokenizer that came with the ready-made rows (someone/rows)" in second["why"]
     original = stated({**ROWS, "source": PILE_ROWS})[1]
     assert original["kept"] and "by its word" in original["why"]
-    assert " and " in stated(ROWS, initial_weights="x")[1]["why"]
+    assert " and " in stated(ROWS, init_from="x")[1]["why"]
 
 
 @pytest.mark.parametrize("data, words", [

@@ -9,10 +9,11 @@ from cramming_train import contamination
 from cramming_train.certificate import contamination as known
 from cramming_train.certificate import rules
 from cramming_train.data import open_prepared, prepare_data
-from cramming_train.glue.reading import Folder
+from cramming_train.evaluation.sources import Folder, load_split
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.runs import Run
 from tests.data.helpers import Writer, small
-from tests.glue.conftest import write_tsv
+from tests.evaluation.conftest import write_tsv
 from tests.training.run_folder import SUMMARY, make_run
 
 PLANTED = 7  # sentences of RTE that are in the corpus
@@ -32,10 +33,9 @@ def glue(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(glue, tmp_path_factory):
     """Text with some of them in it."""
-    from cramming_train.glue.tasks import TASKS
-
-    examples = Folder(glue).load(TASKS["rte"], "validation")
-    long = [text for text in examples.texts[1] if len(text.split()) >= 16][:PLANTED]
+    (split,) = GLUE.tasks["rte"].splits
+    examples = load_split(Folder(glue, GLUE), GLUE.tasks["rte"], split, labelled=True)
+    long = [text for _, text in examples.sequences if len(text.split()) >= 16][:PLANTED]
     assert len(long) == PLANTED
     folder, writer = tmp_path_factory.mktemp("text"), Writer(32)
     documents = [writer.document() + (f" {long.pop()} {writer.sentence()}" if long else "") for _ in range(150)]
@@ -49,7 +49,7 @@ def prepared(glue, tmp_path_factory):
 
 
 def search(prepared, glue, *options):
-    return contamination.main(["--data", str(prepared.path), "--glue-dir", str(glue), *map(str, options)])
+    return contamination.main(["--data", str(prepared.path), "--task-dir", str(glue), *map(str, options)])
 
 
 def test_what_is_recorded(prepared, glue, capsys):
@@ -75,7 +75,7 @@ def test_rows_without_it(prepared, glue, tmp_path, capsys):
     clean = open_prepared(tmp_path / "clean")
     assert len(clean.train) == len(prepared.train) - found["rows_affected"] == clean.metadata["rows"]
     before, after = (p.train.read(0, len(p.train)) for p in (prepared, clean))
-    _, affected = contamination.search(prepared, Folder(glue), progress=False)
+    _, affected = contamination.search(prepared, Folder(glue, GLUE), progress=False)
     assert np.array_equal(after, before[~affected])
     assert clean.metadata["fingerprint"] != prepared.metadata["fingerprint"]
     assert (
@@ -83,7 +83,7 @@ def test_rows_without_it(prepared, glue, tmp_path, capsys):
         in clean.metadata["notices"][-1]
     )
     assert 0 < abs(clean.metadata["unigram_loss"] - prepared.metadata["unigram_loss"]) < 0.05
-    again, _ = contamination.search(clean, Folder(glue), progress=False)
+    again, _ = contamination.search(clean, Folder(glue, GLUE), progress=False)
     assert again == json.loads((clean.path / "contamination.json").read_text())
     assert again["overlapping"] == again["rows_affected"] == 0 < again["checked"]
     assert search(prepared, glue, "--clean", tmp_path / "clean") == 2
@@ -96,7 +96,7 @@ def test_a_run_on_such_rows_breaks_the_third_rule(ended, prepared, glue, tmp_pat
     data = {"path": str(prepared.path), "fingerprint": prepared.metadata["fingerprint"]}
     (run.path / "recipe.json").write_text(json.dumps({**run.settings, "data": data}))
     run = Run(run.path)
-    assert contamination.main(["--run", "one", "--out", str(tmp_path), "--glue-dir", str(glue)]) == 0
+    assert contamination.main(["--run", "one", "--out", str(tmp_path), "--task-dir", str(glue)]) == 0
     found = known(run, tmp_path / "gone")
     words = f"{found['overlapping']} of {found['checked']} sentences"
     third = rules({**SUMMARY, "data": {**SUMMARY["data"], "contamination": found}})[2]  # as pretrain states it
@@ -114,9 +114,9 @@ def test_a_run_on_such_rows_breaks_the_third_rule(ended, prepared, glue, tmp_pat
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--data", "nowhere", "--glue-dir", "glue"], "not a folder made by"),
-    (["--run", "none-such", "--glue-dir", "glue"], "no run"),
-    (["--data", "nowhere", "--glue-dir", "missing"], "no such folder"),
+    (["--data", "nowhere", "--task-dir", "glue"], "not a folder made by"),
+    (["--run", "none-such", "--task-dir", "glue"], "no run"),
+    (["--data", "nowhere", "--task-dir", "missing"], "no such folder"),
 ])  # fmt: skip
 def test_bad_input(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -69,13 +69,12 @@ def test_training_goes_on_from_the_weights(first, place, pretrain, capsys):
     assert second.summary["init_from"] == second.settings["init_from"] == checkpoint
     assert first.summary["init_from"] is None
     rules = second.summary["rules"]
-    assert [rule["kept"] for rule in rules] == [False, False, True, True, False]
-    assert rules[0]["why"] == f"outside the rules: started from the weights of {checkpoint}"
+    assert [rule["kept"] for rule in rules] == [False, False, None, True, None]
+    assert rules[0]["why"] == f"weights imported from {checkpoint}"
     assert "rule 1 BROKEN" in capsys.readouterr().out
     pytest.importorskip("matplotlib")
     assert report(["--run", "second", "--out", str(place)]) == 0
-    page = (second.path / "report" / "report.md").read_text()
-    assert "from scratch: not kept (outside the rules" in page
+    assert f"weights imported from {checkpoint}" in (second.path / "report" / "report.html").read_text()
 
 
 def test_the_unigram_bias_does_not_come_over_the_weights(first, place, pretrain):

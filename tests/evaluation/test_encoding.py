@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cramming_train.data.special_tokens import CLS_ID, SEP_ID, SPECIAL_TOKENS, UNK_ID
-from cramming_train.glue.encoding import (
+from cramming_train.evaluation.encoding import (
     Encoded,
     batches_per_epoch,
     compact_vocabulary,
@@ -18,7 +18,7 @@ from cramming_train.glue.encoding import (
     truncated_lengths,
     validation_batches,
 )
-from cramming_train.glue.reading import Examples
+from cramming_train.evaluation.sources import Examples
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat")
 
@@ -47,19 +47,19 @@ def example(split, i):
 
 
 def test_template(tokenizer):
-    pair = Examples((["the cat", "", "zebra sat"], ["sat on", "a mat", ""]), np.array([0, 1, 1]))
+    pair = Examples([("the cat", "sat on"), ("", "a mat"), ("zebra sat", "")], np.array([0, 1, 1]))
     encoded = encode(tokenizer, str.lower, pair, 128)
     assert example(encoded, 0) == [CLS_ID, *ids("the cat"), SEP_ID, *ids("sat on"), SEP_ID]
     assert example(encoded, 1) == [CLS_ID, SEP_ID, *ids("a mat"), SEP_ID]
     assert example(encoded, 2) == [CLS_ID, UNK_ID, *ids("sat"), SEP_ID, SEP_ID]
-    single = encode(tokenizer, str.lower, Examples((["The CAT", ""],), np.array([0, 1])), 128)
+    single = encode(tokenizer, str.lower, Examples([("The CAT",), ("",)], np.array([0, 1])), 128)
     assert example(single, 0) == [CLS_ID, *ids("the cat"), SEP_ID]
     assert example(single, 1) == [CLS_ID, SEP_ID]
 
 
 def test_special_token_names_in_the_text_are_cleaned_like_any_text(tokenizer):
     """The cleaning is the caller's: it is applied before the tokenizer sees the text."""
-    encoded = encode(tokenizer, lambda text: text.replace("!", " mat"), Examples((["cat!"],), np.array([0])), 128)
+    encoded = encode(tokenizer, lambda text: text.replace("!", " mat"), Examples([("cat!",)], np.array([0])), 128)
     assert example(encoded, 0) == [CLS_ID, *ids("cat mat"), SEP_ID]
 
 
@@ -80,7 +80,7 @@ def test_truncation_of_one_text():
 
 
 def test_long_examples_fill_the_maximum(tokenizer):
-    texts = (["cat " * 200, "cat " * 200], ["mat", "mat " * 150])
+    texts = [("cat " * 200, "mat"), ("cat " * 200, "mat " * 150)]
     encoded = encode(tokenizer, str.lower, Examples(texts, np.array([0, 1])), 32)
     assert np.diff(encoded.offsets).tolist() == [32, 32]
     assert example(encoded, 0)[-3:] == [SEP_ID, *ids("mat"), SEP_ID]
@@ -95,7 +95,7 @@ def test_pack(tokenizer):
     for place, row in enumerate(rows):
         assert batch.ids_T[bounds[place] : bounds[place + 1]].tolist() == example(split, row)
     assert batch.cu_seqlens.dtype == torch.int32 and batch.ids_T.dtype == torch.int64
-    assert batch.positions_B.tolist() == bounds[:-1]
+    assert batch.positions_S.tolist() == bounds[:-1] and batch.choices is None
     assert batch.max_seqlen == max(len(example(split, row)) for row in rows)
     assert batch.labels_B.tolist() == split.labels[rows].tolist()
 

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from cramming_train import evaluate, import_checkpoint
 from cramming_train.runs import Run
+from tests.evaluation.conftest import WORDS
 from tests.exchange.helpers import SHUFFLED, Original, foreign_tokenizer
-from tests.glue.conftest import WORDS
 
 
 def test_evaluate_takes_an_import(toy_glue, tmp_path, capsys):
@@ -20,7 +20,7 @@ def test_evaluate_takes_an_import(toy_glue, tmp_path, capsys):
     runs = ["--out", str(tmp_path / "runs")]
     assert import_checkpoint.main(["--from", str(source), "--to", "theirs", *runs]) == 0
     short = ["--seeds", "1", "--epochs", "1", "--set", "evaluation.learning_rate=2e-3"]
-    arguments = [*runs, "--run", "theirs", "--glue-dir", str(toy_glue), "--tasks", "cola", "mnli", *short]
+    arguments = [*runs, "--run", "theirs", "--task-dir", str(toy_glue), "--tasks", "cola", "mnli", *short]
     assert evaluate.main(arguments) == 0, capsys.readouterr().err
     scores = json.loads((tmp_path / "runs/theirs/evaluation/glue.json").read_text())
     assert set(scores["tasks"]) == {"cola", "mnli"}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from cramming_train.glue.classifier import Classifier, loss_of, predictions_of
-from cramming_train.glue.encoding import Encoded, compact_vocabulary, encode, pack
-from cramming_train.glue.finetune import TaskData, fine_tune, learning_rates
-from cramming_train.glue.reading import Folder
-from cramming_train.glue.subject import fine_tuning_architecture
-from cramming_train.glue.tasks import TASKS
+from cramming_train.evaluation.classifier import Classifier, loss_of, predictions_of
+from cramming_train.evaluation.encoding import Encoded, compact_vocabulary, encode, pack
+from cramming_train.evaluation.finetune import TaskData, fine_tune, learning_rates
+from cramming_train.evaluation.sources import Folder, load_split, load_train
+from cramming_train.evaluation.subject import fine_tuning_architecture
+from cramming_train.evaluation.suites import GLUE
 from cramming_train.model import build_model
 from cramming_train.recipes import EVALUATIONS
 
@@ -21,12 +21,11 @@ CPU = torch.device("cpu")
 
 
 def task_data(name, folder, tokenizer):
-    task, source = TASKS[name], Folder(folder)
-
-    def split(which):
-        return encode(tokenizer, str.lower, source.load(task, which), 32)
-
-    return TaskData(task, split("train"), {row: split(which) for row, which in task.splits.items()})
+    task, source = GLUE.tasks[name], Folder(folder, GLUE)
+    train, _ = load_train(source, task, None)
+    splits = {split.key: load_split(source, task, split, labelled=True) for split in task.splits}
+    validation = {row: encode(tokenizer, str.lower, examples, 32) for row, examples in splits.items()}
+    return TaskData(task, encode(tokenizer, str.lower, train, 32), validation)
 
 
 @pytest.fixture
@@ -45,13 +44,29 @@ def cosine_with_warmup(step, steps, warmup_steps):
 @pytest.mark.parametrize(("name", "warmup_steps"), [("cola", 267), ("mrpc", 114), ("rte", 77), ("sst2", 2104)])
 def test_every_task_warms_up_over_a_tenth_of_its_own_steps(name, warmup_steps):
     """The original kept the first task's 267 warm-up steps for all later tasks."""
-    rows = TASKS[name].official["train"]
+    rows = GLUE.tasks[name].train_rows
     rates = learning_rates(SANE, rows)
     steps = 5 * (rows // 16)
     assert len(rates) == steps
     assert rates[0] == 0.0 and np.argmax(rates) == warmup_steps and rates[warmup_steps] == 4e-5
     expected = [4e-5 * cosine_with_warmup(step, steps, warmup_steps) for step in range(steps)]
     assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("name", ["cola", "rte", "sst2"])
+def test_the_faithful_recipe_warms_up_over_colas_steps(name):
+    """As the original's published scores were made: 267 steps, whether a task has 775 or 21,045."""
+    rows = GLUE.tasks[name].train_rows
+    rates = learning_rates(EVALUATIONS["glue-sane-original"], rows)
+    steps = 5 * (rows // 16)
+    expected = [4e-5 * cosine_with_warmup(step, steps, 267) for step in range(steps)]
+    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert (rates == pytest.approx(learning_rates(SANE, rows))) == (name == "cola")
+
+
+def test_a_task_shorter_than_the_warm_up_never_leaves_it():
+    rates = learning_rates(EVALUATIONS["glue-sane-original"], 635)
+    assert len(rates) == 195 and rates == pytest.approx([4e-5 * step / 267 for step in range(195)])
 
 
 def test_the_other_recipe_is_linear():
@@ -115,18 +130,20 @@ def test_the_head_alone_drops_out_too(recipe, tokenizer):
 def test_losses():
     logits = torch.tensor([[1.0], [3.0]])
     assert loss_of(logits, torch.tensor([2.0, 0.0])).item() == pytest.approx((1 + 9) / 2)
-    assert predictions_of(logits).tolist() == [1.0, 3.0]
+    assert predictions_of(logits, regression=True).tolist() == [1.0, 3.0]
     logits = torch.tensor([[0.0, 2.0], [1.0, -1.0]])
     by_hand = (math.log(1 + math.exp(-2.0)) + math.log(1 + math.exp(2.0))) / 2
     assert loss_of(logits, torch.tensor([1, 1])).item() == pytest.approx(by_hand)
-    assert predictions_of(logits).tolist() == [1, 0]
+    assert predictions_of(logits, regression=False).tolist() == [1, 0]
 
 
 def test_a_compact_vocabulary_changes_no_result(model, recipe, toy_glue, tokenizer, monkeypatch):
     data = task_data("stsb", toy_glue, tokenizer)
     settings = dataclasses.replace(recipe.evaluation, epochs=1, weight_decay=0.1)
     compact = fine_tune(model, data, settings, seed=1, device=CPU, precision="fp32")
-    monkeypatch.setattr("cramming_train.glue.finetune.compact_vocabulary", lambda splits: (np.arange(67), list(splits)))
+    monkeypatch.setattr(
+        "cramming_train.evaluation.finetune.compact_vocabulary", lambda splits: (np.arange(67), list(splits))
+    )
     whole = fine_tune(model, data, settings, seed=1, device=CPU, precision="fp32")
     assert compact.train_loss == pytest.approx(whole.train_loss, rel=1e-5)
     assert compact.values == pytest.approx(whole.values, abs=1e-5)

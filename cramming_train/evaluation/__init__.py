@@ -1,0 +1,1 @@
+"""Judging a pretrained encoder by what it learns from tasks: fine-tuning, scoring, predictions."""

@@ -1,0 +1,98 @@
+"""The score table as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cramming_train.evaluation.metrics import METRICS
+from cramming_train.evaluation.results import Scores
+from cramming_train.evaluation.tasks import Suite, Task
+from cramming_train.recipes import Evaluation
+
+
+def recipe_lines(settings: Evaluation, tasks: Sequence[Task]) -> list[str]:
+    """The whole fine-tuning recipe in words and numbers."""
+    s = settings
+    warmup = f"warm-up over {100 * s.warmup:g} % of each task's own steps"
+    if s.warmup_steps is not None:
+        warmup = f"warm-up over the first {s.warmup_steps} steps of every task, whatever its length"
+    kinds = ["cross-entropy"]
+    if any(task.outputs == 1 and not task.regression for task in tasks):
+        kinds.append("over the choices of a row where a task has choices")
+    if regressions := [task.splits[0].label for task in tasks if task.regression]:
+        kinds.append(f"{', '.join(regressions)} mean squared error")
+    lines = [
+        f"recipe {s.name}: the same for all tasks; score of the last epoch; median of {s.seeds} seeds",
+        f"  AdamW: learning rate {s.learning_rate:g}, betas {s.betas[0]:g} and {s.betas[1]:g}, "
+        f"eps {s.eps:g}, weight decay {s.weight_decay:g}, no clipping",
+        f"  schedule: {s.schedule} to zero, {warmup}",
+        f"  {s.epochs} epochs, batch {s.batch_size}, shuffled each epoch, incomplete last batch left out",
+        f"  input: <cls> A <sep> or <cls> A <sep> B <sep> (...), at most {s.max_length} tokens, longest cut first",
+        f"  head: <cls> state -> Linear {s.classifier_hidden} -> Tanh -> Dropout {s.dropout:g} -> Linear; "
+        f"dropout {s.dropout:g} in the encoder",
+        f"  loss: {'; '.join(kinds)}",
+    ]
+    if s.max_train_rows is not None:
+        lines.append(f"  CAPPED: at most {s.max_train_rows} training rows a task, a fixed random choice")
+    return lines
+
+
+def score_lines(suite: Suite, scores: Scores) -> list[str]:
+    """One line per row with metric, median, spread (min and max over the seeds) and data; in percent."""
+    labels = {row: suite.rows[row][1].label for row in scores.rows}
+    width = max([8, *map(len, labels.values())])
+    lines = [
+        f"{'':{width}} {'metric':12} {'median':>7} {'min':>7} {'max':>7}  {'seeds':>5}  train / validation rows; "
+        "spread: min..max over the seeds"
+    ]
+    for row, entry in scores.rows.items():
+        metrics = " + ".join(METRICS[metric].label for metric in entry["metric"].split(" + "))
+        numbers = " ".join(f"{100 * entry[key]:7.1f}" for key in ("median", "min", "max"))
+        line = f"{labels[row]:{width}} {metrics:12} {numbers}  {len(entry['values']):5}  "
+        line += f"{entry['train_rows']} / {entry['validation_rows']}"
+        if "metrics" in entry:
+            parts = (f"{METRICS[metric].label} {100 * value:.1f}" for metric, value in entry["metrics"].items())
+            line += f"  (mean of {', '.join(parts)})"
+        if "capped_from" in entry:
+            line += f"  CAPPED from {entry['capped_from']} training rows"
+        elif not entry["complete"]:
+            line += "  INCOMPLETE"
+        lines.append(line)
+    return lines
+
+
+def comparison_lines(suite: Suite, name: str, scores: Scores) -> list[str]:
+    """The run's medians above published ones, in percent; a dash where there is none."""
+    own: dict[str, float] = {row: 100 * entry["median"] for row, entry in scores.rows.items()}
+    if scores.mean is not None:
+        own["mean"] = 100 * scores.mean
+    rows = {name: own, **suite.published}
+    order = next(iter(suite.published.values()))  # as papers print them
+    columns = {row: suite.rows[row][1].label if row in suite.rows else row for row in order}
+    width = max(len(label) for label in rows)
+    lines = [" " * width + "".join(f"{label:>8}" for label in columns.values())]
+    for label, values in rows.items():
+        cells = (f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in columns)
+        lines.append(f"{label:{width}}" + "".join(cells))
+    return lines
+
+
+def summary_lines(suite: Suite, scores: Scores, recipe: str) -> list[str]:
+    """The headline of an evaluation by the recipe of that name and what it lacks, in words."""
+    lines = []
+    if scores.missing:
+        lines.append("missing: " + ", ".join(scores.missing))
+    if scores.capped:
+        lines.append("capped training sets (not comparable with published scores): " + ", ".join(scores.capped))
+    incomplete = [row for row in scores.incomplete if row not in scores.capped]
+    if incomplete:
+        lines.append("incomplete (not the official data; not comparable with published scores): "
+                     + ", ".join(incomplete))  # fmt: skip
+    if suite.headline and scores.mean is None:
+        rows = f"all {len(suite.headline)} rows" if len(suite.headline) > 1 else "its row"
+        lines.append(f"{suite.title} mean: none; it takes {rows}, complete, with all seeds")
+    elif scores.mean_range is not None:
+        low, high = (100 * value for value in scores.mean_range)
+        lines.append(f"{suite.title} mean: {100 * scores.mean:.1f} (recipe {recipe}; of the medians; "
+                     f"of single seeds {low:.1f}..{high:.1f})")  # fmt: skip
+    return lines + [f"note: {note}" for note in scores.notes]

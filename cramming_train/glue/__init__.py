@@ -1,1 +1,0 @@
-"""GLUE: fine-tuning a pretrained encoder on each task, and scoring it."""
