@@ -92,7 +92,7 @@ def test_the_run_says_what_it_is(tmp_path, capsys):
     assert all(str(tmp_path / "theirs") in rule["why"] for rule in summary["rules"][:2])
     assert report(["--run", "taken", "--out", str(tmp_path / "runs")]) == 0
     page = (run.path / "report" / "report.html").read_text()
-    assert "weights imported from" in page and "None" not in page
+    assert "eights imported from" in page and "None" not in page
     assert evaluate(["--run", "taken", "--out", str(tmp_path / "runs"), "--suite", "mlm"]) == 1
     assert "does not say where the prepared data is" in capsys.readouterr().err
 
