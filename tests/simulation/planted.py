@@ -1,7 +1,8 @@
-"""Bugs planted in csrc, one at a time: what it takes for one to count as caught."""
+"""Bugs planted in kernels, one at a time: which are tried, and what it takes for one to count as caught."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,20 @@ import pytest
 from tests.cramkernels.cases import Case
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
+
+
+def one_of_each(mutants: Sequence[tuple], kind: Callable[[tuple], str], name: Callable[[tuple], str]) -> list:
+    """Parameters of which the first of each kind is tried by default and all under ``exhaustive``.
+
+    Each is compiled, which takes seconds; run ``pytest -m exhaustive tests/simulation`` when a kernel is changed.
+    """
+    seen: set[str] = set()
+    parameters = []
+    for mutant in mutants:
+        marks = pytest.mark.exhaustive if kind(mutant) in seen else ()
+        seen.add(kind(mutant))
+        parameters.append(pytest.param(*mutant, id=name(mutant), marks=marks))
+    return parameters
 
 
 def assert_passes(case: Case, sources: Path = cuda.SOURCES, *, conflicts: bool = False) -> None:

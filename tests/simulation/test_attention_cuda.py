@@ -11,7 +11,7 @@ from tests.cramkernels.cases import BF16, FP16, FP32, SHORT_ATTENTION_CASES, Att
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
-from tests.simulation.planted import assert_caught, assert_passes
+from tests.simulation.planted import assert_caught, assert_passes, one_of_each
 
 
 def run(case, architecture, proof):
@@ -178,7 +178,9 @@ CAUGHT_BY = AttentionCase(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "there", "planted"), MUTANTS, ids=[f"{m[0]}:{m[1].strip()}" for m in MUTANTS])
+@pytest.mark.parametrize(
+    ("file", "there", "planted"), one_of_each(MUTANTS, lambda m: m[0], lambda m: f"{m[0]}:{m[1].strip()}")
+)
 def test_a_planted_bug_is_caught(file, there, planted, tmp_path, proof):
     assert_caught(CAUGHT_BY, tmp_path, f"attention/{file}", there, planted)
     proof("planted bugs caught", {f"attention/{file}:{there}"})

@@ -27,7 +27,7 @@ from tests.cramkernels.cases import (
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
-from tests.simulation.planted import assert_caught, assert_passes
+from tests.simulation.planted import assert_caught, assert_passes, one_of_each
 from tests.simulation.test_attention_cuda import ours_of, run
 
 WIDTHS = (32, 64, 128)
@@ -355,7 +355,7 @@ CAUGHT_BY = {
 
 
 @pytest.mark.parametrize(
-    ("which", "file", "there", "planted"), MUTANTS, ids=[f"{m[1]}:{m[2].strip()}" for m in MUTANTS]
+    ("which", "file", "there", "planted"), one_of_each(MUTANTS, lambda m: m[1], lambda m: f"{m[1]}:{m[2].strip()}")
 )
 def test_a_planted_bug_is_caught(which, file, there, planted, tmp_path, proof):
     assert_caught(CAUGHT_BY[which], tmp_path, file, there, planted, conflicts=True)
@@ -373,7 +373,7 @@ ROTARY_MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("there", "planted"), ROTARY_MUTANTS, ids=[m[0] for m in ROTARY_MUTANTS])
+@pytest.mark.parametrize(("there", "planted"), one_of_each(ROTARY_MUTANTS, lambda m: "rotary", lambda m: m[0]))
 def test_a_bug_in_rotary_is_caught(there, planted, tmp_path, proof):
     assert_caught(ROTARY_CASE, tmp_path, "rotary/rotary.cu", there, planted)
     proof("planted bugs caught", {f"rotary.cu:{there}"})

@@ -5,7 +5,7 @@ import pytest
 from cramkernels.cuda import arguments as arguments_of
 from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, LossCase, RowCase
 from tests.simulation import cuda
-from tests.simulation.planted import assert_caught, assert_passes
+from tests.simulation.planted import assert_caught, assert_passes, one_of_each
 
 NORM, ADD = "layer_norm", "add_layer_norm"
 WIDE = (170, 72)  # several rows a warp, with the multiprocessors below
@@ -75,7 +75,9 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "there", "planted", "case"), MUTANTS, ids=[f"{m[0]}:{m[1].strip()}" for m in MUTANTS])
+@pytest.mark.parametrize(
+    ("file", "there", "planted", "case"), one_of_each(MUTANTS, lambda m: m[0], lambda m: f"{m[0]}:{m[1].strip()}")
+)
 def test_a_planted_bug_is_caught(file, there, planted, case, tmp_path, proof, monkeypatch):
     monkeypatch.setattr(arguments_of, "SIMULATED_MULTIPROCESSORS", 9)  # CTAs for more than one turn of the reduction
     assert_caught(case, tmp_path, file, there, planted)
