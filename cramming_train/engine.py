@@ -185,7 +185,9 @@ class Trainer:
             seed = derive_seed(self.seed, "dropout", first_row)
             dropout_seed = torch.full((), seed, dtype=torch.int64, device=self.device)
         arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
-        options = {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale, "z_loss": self.training.z_loss}
+        options = {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
+        if self.training.z_loss:
+            options["z_loss"] = self.training.z_loss
         return arguments, options
 
     def _read_rows(self, first_row: int, count: int, _next_row: int | None = None) -> BatchRows:
