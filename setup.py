@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -40,7 +41,16 @@ class BuildLibrary(build_ext):
         return {}
 
 
+class TagWheel(bdist_wheel):
+    """One wheel for every Python 3: the library has a plain C ABI. Without it, one for every platform too."""
+
+    def get_tag(self):
+        platform = super().get_tag()[2]
+        has_library = any(Path(self.bdist_dir).rglob(native_build.LIBRARY))  # what is about to be zipped
+        return "py3", "none", platform if has_library else "any"
+
+
 setup(
     ext_modules=[Extension("cramkernels.native", sources=[])],
-    cmdclass={"build_ext": BuildLibrary},
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TagWheel},
 )

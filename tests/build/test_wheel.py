@@ -1,10 +1,13 @@
 """Wheels made by pip in a copy of the tree: what is in them, and what is not."""
 
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from tests.build.helpers import copy_tree, native_build, program, run_setup
+from tests.build.helpers import ROOT, copy_tree, native_build, program, run_setup
 
 LIBRARY = f"cramkernels/{native_build.LIBRARY}"
 
@@ -25,12 +28,39 @@ def wheel(tree, folder, **environment: str) -> zipfile.ZipFile:
 
 
 def assert_is_packages(names: list[str]) -> None:
-    """Every Python file of the two packages, nothing of csrc, tests, or another place."""
+    """Every file of the two packages, Python or not; nothing of csrc, tests, or another place."""
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cramkernels", "cramming_train"}
     assert not [name for name in names if name.endswith((".cu", ".cuh", ".h", ".o", ".ptx", ".new"))]
-    assert {"cramkernels/library.py", "cramkernels/cuda/__init__.py", "cramming_train/__init__.py"} <= set(names)
-    assert "cramming_train/report.html" in names
+    assert {name for name in names if ".dist-info/" not in name} - {LIBRARY} == set(package_files())
+    assert {"cramkernels/py.typed", "cramming_train/py.typed", "cramming_train/report.html"} <= set(names)
+    assert {"cramkernels/cuda/__init__.py", "cramming_train/exchange/modeling_cram.py"} <= set(names)
     assert len(names) == len(set(names))
+
+
+def package_files() -> list[str]:
+    """What lies in the packages' folders, but for what running and building leave there."""
+    paths = [path for package in ("cramkernels", "cramming_train") for path in (ROOT / package).rglob("*")]
+    made = (".so", ".new", ".pyc")
+    return [path.relative_to(ROOT).as_posix() for path in paths if path.is_file() and path.suffix not in made]
+
+
+def tag_of(made: zipfile.ZipFile) -> str:
+    """The wheel's tag: that of its name, which has to be the one that it holds."""
+    name = Path(made.filename).stem
+    (metadata,) = [name for name in made.namelist() if name.endswith(".dist-info/WHEEL")]
+    tag = "-".join(name.split("-")[-3:])
+    assert f"Tag: {tag}\n" in made.read(metadata).decode().replace("\r", "")
+    return tag
+
+
+def is_for(made: zipfile.ZipFile, version: str, *platform: str) -> bool:
+    """Whether pip would install the wheel into that Python, here or on the platform."""
+    words = ["--dry-run", "--no-deps", "--no-index", "--only-binary=:all:", "--target", "unused"]
+    words += ["--python-version", version, *(f"--platform={name}" for name in platform), made.filename]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *words]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 or "is not a supported wheel" in run.stderr, run.stderr
+    return run.returncode == 0
 
 
 def test_with_a_compiler_and_then_without(tree, stand_in, tmp_path):
@@ -43,15 +73,19 @@ def test_with_a_compiler_and_then_without(tree, stand_in, tmp_path):
     assert compiled.read(LIBRARY) == (tree / "build" / "native" / "80" / native_build.LIBRARY).read_bytes()
     assert len(stand_in.calls()) == 1 + len(list((tree / "csrc").rglob("*.cu")))
     assert not (tree / LIBRARY).exists()  # the tree itself stays as it was
+    assert tag_of(compiled).startswith("py3-none-") and tag_of(compiled) != "py3-none-any"
+    assert is_for(compiled, "3.10") and is_for(compiled, "3.14") and not is_for(compiled, "3.14", "win_amd64")
 
     again = wheel(tree, tmp_path / "again", CUDACXX=str(stand_in.path), CRAMKERNELS_CUDA_ARCHS="80")
     assert stand_in.calls() == [] and again.read(LIBRARY) == compiled.read(LIBRARY)
 
-    off = wheel(tree, tmp_path / "off", CUDACXX=str(stand_in.path), CRAMKERNELS_CUDA="off").namelist()
+    pure = wheel(tree, tmp_path / "off", CUDACXX=str(stand_in.path), CRAMKERNELS_CUDA="off")
+    off = pure.namelist()
     assert stand_in.calls() == []
     assert_is_packages(off)
     assert not [name for name in off if ".so" in name]
     assert set(names) - set(off) == {LIBRARY}
+    assert tag_of(pure) == "py3-none-any"
 
 
 def test_a_wheel_is_for_all_architectures(tree, stand_in, tmp_path):
