@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 import cramkernels.cuda
 import cramming_train.masking as masking
-from cramkernels import decoder, dispatch, library, operator
+from cramkernels import configurations, decoder, dispatch, library, operator
 from cramkernels.cuda import arguments as cuda_arguments
 from cramming_train.masking import mask_rows, masking_counts
 from cramming_train.model import MaskedLM, build_model, sequence_boundaries
@@ -36,6 +36,8 @@ def launches(monkeypatch):
     monkeypatch.setattr(cramkernels.cuda, "obstacle", lambda *_: None)
     monkeypatch.setattr(cuda_arguments, "_multiprocessors", lambda index: 82)
     monkeypatch.setattr(cuda_arguments, "_capability", lambda index: (8, 6))
+    monkeypatch.setattr(configurations, "part_of", lambda device: 86)
+    monkeypatch.setattr(configurations, "_tuned", lambda device: {})
     monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 4096)
     monkeypatch.setattr(decoder, "multiply", multiply)
     monkeypatch.setattr(operator, "_is_fake", lambda x: False)  # into the backend, not its registered shapes
