@@ -41,7 +41,7 @@ def test_time_to_the_first_ones_loss():
 
 @pytest.mark.parametrize(
     "losses, expected",
-    [([8, 7, 6], 25), ([7, 6.5, 6.4], 15), ([9, 8, 7], None), ([6, 5, 4], 10), ([6.4, 8, 6], 10), ([8, 8, 6.5], 30)],
+    [([8, 7, 6], 25), ([7, 6.5, 6.4], 20), ([9, 8, 7], None), ([6, 5, 4], 10), ([6.4, 8, 6], 10), ([8, 8, 6.5], 30)],
 )
 def test_crossing(losses, expected):
     target = 6.5
