@@ -58,6 +58,7 @@ def test_every_seed_begins_with_another_contender():
     assert len(names) == 12
 
 
+@pytest.mark.exhaustive  # over a minute
 def test_a_stopped_run_is_saved_and_goes_on(small_data, tmp_path):
     """SIGTERM reaches the run; so does the end of --max-minutes, here before the run has done anything."""
     arguments = ["--recipes", f"long: bert-tiny {SET}", "--tokens", 400_000, "--data", small_data.path,
