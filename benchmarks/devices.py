@@ -6,13 +6,14 @@ them takes. Everything that is particular to a GPU is in :class:`Card`.
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
 
 import torch
+
+from cramming_train.machine import processor
 
 Call = Callable[[], object]
 Stopwatch = Callable[[], float]
@@ -36,7 +37,7 @@ class Processor:
     @property
     def name(self) -> str:
         """In words."""
-        return f"{_processor_model()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{processor()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def stopwatch(self, calls: Sequence[Call], *, capture: bool = True) -> Stopwatch:
         """Each time: all calls once, one after the other."""
@@ -102,11 +103,3 @@ def key(device: Processor | Card) -> str:
 def present(threads: int = 1) -> Processor | Card:
     """The card where there is one, else the processor."""
     return Card(torch.cuda.current_device()) if torch.cuda.is_available() else Processor(threads)
-
-
-def _processor_model() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cramming_train.data.special_tokens import BOS_ID, CLS_ID, EOS_ID, PAD_ID, SEP_ID
 from cramming_train.errors import UsageError
+from cramming_train.exchange.vocabulary import TOKEN_IDS
 from cramming_train.recipes import Architecture
 
 MODEL_TYPE, CLASS = "cram", "CramForMaskedLM"
@@ -29,11 +29,7 @@ def config_of(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
         "vocab_size": vocab_size,
         "architecture": dataclasses.asdict(architecture),
         "tie_word_embeddings": False,  # there is no second matrix to tie
-        "pad_token_id": PAD_ID,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "cls_token_id": CLS_ID,
-        "sep_token_id": SEP_ID,
+        **TOKEN_IDS,
     }
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cramming_train.data.special_tokens import BOS_ID, CLS_ID, EOS_ID, PAD_ID, SEP_ID
 from cramming_train.exchange.names import renamed, reversed_table, without_tied
+from cramming_train.exchange.vocabulary import TOKEN_IDS
 from cramming_train.exchange.wanted import require, require_fields
 from cramming_train.recipes import Architecture
 
@@ -75,11 +75,7 @@ def config_of(architecture: Architecture, vocab_size: int) -> dict[str, Any]:
         "embedding_dropout": a.embedding_dropout,
         "initializer_range": a.init_std,
         "tie_word_embeddings": True,
-        "pad_token_id": PAD_ID,
-        "bos_token_id": BOS_ID,
-        "eos_token_id": EOS_ID,
-        "cls_token_id": CLS_ID,
-        "sep_token_id": SEP_ID,
+        **TOKEN_IDS,
     }
 
 

@@ -21,11 +21,18 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cramming_train.data.cleaning import normalizer
 from cramming_train.data.ready_rows import with_special_ids
-from cramming_train.data.special_tokens import CLS_ID, SEP_ID, SPECIAL_TOKENS
+from cramming_train.data.special_tokens import BOS_ID, CLS_ID, EOS_ID, PAD_ID, SEP_ID, SPECIAL_TOKENS
 from cramming_train.data.tokenizer import load_tokenizer
 from cramming_train.errors import RunError, UsageError
 from cramming_train.runs import read_json
 
+TOKEN_IDS = {  # of config.json
+    "pad_token_id": PAD_ID,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": EOS_ID,
+    "cls_token_id": CLS_ID,
+    "sep_token_id": SEP_ID,
+}
 ROLES = ("pad_token", "bos_token", "eos_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _BERT_NAMES = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<cls>", "[SEP]": "<sep>", "[MASK]": "<mask>"}
 _MAY_LACK = ("<s>", "</s>")  # nothing here places them
