@@ -25,8 +25,11 @@ from cramkernels.triton.attention_tiles import (
     run_of_segments,
     store_tile,
 )  # fmt: skip
-from cramkernels.triton.launch import OPTIONS, on_device
+from cramkernels.triton.launch import on_device
 
+# The maximum is taken of rounded scores. A fused multiply-add would subtract it from unrounded ones, and what is left of
+# huge scores then overflows; it would save nothing, as the product is needed rounded anyway.
+UNFUSED = {"enable_fp_fusion": False}
 LOG2_E = 1.4426950408889634
 UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once
 PARTS = tl.constexpr(8)  # of a row's sum of probabilities: as many columns as a tile of the tensor cores has
@@ -142,8 +145,7 @@ def attention_forward(qkv, cu_seqlens, tiling: Tiling, cos, sin, key_mask, windo
             qkv, cu_seqlens, cos, sin, key_mask, seed, out, lse,
             tokens, cu_seqlens.shape[0] - 1, heads, window, scale * LOG2_E,
             keep_threshold(dropout_p), 1.0 / (1.0 - dropout_p), D=head_dim, TILE=tiling.tile, CHUNK=tiling.chunk,
-            STAGES=tiling.stages, WHOLE=tiling.whole,            PRECISION=precision(qkv.dtype),
-            ROPE=cos is not None, KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0,
-            num_warps=tiling.warps, **OPTIONS,
+            STAGES=tiling.stages, WHOLE=tiling.whole, PRECISION=precision(qkv.dtype), ROPE=cos is not None,
+            KEY_MASK=key_mask is not None, DROPOUT=dropout_p > 0.0, num_warps=tiling.warps, **UNFUSED,
         )  # fmt: skip
     return out, lse
