@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -19,8 +20,9 @@ SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
-    """Two threads whatever the machine: bit-for-bit comparisons need one thread count throughout."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """One thread, in commands too: there is a process of tests for every core, and threads that share one wait."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def _shared_folder(name: str) -> Path:

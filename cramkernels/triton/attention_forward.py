@@ -27,8 +27,8 @@ from cramkernels.triton.attention_tiles import (
 )  # fmt: skip
 from cramkernels.triton.launch import on_device
 
-# The maximum is taken of rounded scores. A fused multiply-add would subtract it from unrounded ones, and what is left of
-# huge scores then overflows; it would save nothing, as the product is needed rounded anyway.
+# The maximum is taken of rounded products. A fused multiply-add would subtract it from unrounded ones, and what is left
+# of huge scores then overflows; it would save nothing, as the product is needed rounded anyway.
 UNFUSED = {"enable_fp_fusion": False}
 LOG2_E = 1.4426950408889634
 UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once

@@ -28,15 +28,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread():
-    """Toy models: a second thread would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> tokenizers.Tokenizer:
     """One id for each of the toy words."""

@@ -15,9 +15,9 @@ TINY = [
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
-    """No hub, a cache of its own, two threads."""
+    """No hub, a cache of its own, one thread."""
     return {
-        **os.environ, "CRAMMING_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2",
+        **os.environ, "CRAMMING_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
 

@@ -195,7 +195,7 @@ def test_processes_agree(documentation_text, place):
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", "limited.py",
          *arguments, "training.batch_size=16"],
-        env={**environment(place), "OMP_NUM_THREADS": "1"}, cwd=place, capture_output=True, text=True,
+        env=environment(place), cwd=place, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]

@@ -136,7 +136,7 @@ def test_two_processes_train_one_model(finished, place, documentation_text):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29531", "-m"]
     result = subprocess.run(
         [*launcher, "cramming_train.pretrain", *map(str, [*arguments, "training.micro_batch_size=4"])],
-        env={**environment(place), "OMP_NUM_THREADS": "1"}, cwd=place, capture_output=True, text=True, timeout=300,
+        env=environment(place), cwd=place, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
     pair, single = summary(place / "runs" / "pair"), summary(finished[0])

@@ -19,15 +19,6 @@ CPU = torch.device("cpu")
 VOCAB = 67
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models this small, sharing the work costs more than it saves."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class FakeRows:
     """Rows in memory, which note the row numbers that were asked for."""
 
