@@ -12,6 +12,8 @@ import torch
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype, *, repeats: int = 7) -> float:
     """Median rate of a square GEMM in FLOP/s: 2048^3 in fp32 on a CPU, 8192^3 in ``dtype`` on a GPU.
 
+    Of ``repeats`` products, or at least three where more would take more than a second.
+
     A measured ceiling, never a datasheet's. On this scale a GPU is limited by its clocks under load as training is.
     """
     size = 8192 if device.type == "cuda" else 2048
@@ -38,6 +40,8 @@ def _median_seconds(work: Callable[[], object], device: torch.device, repeats: i
         work()
         _wait(device)
         seconds.append(time.perf_counter() - start)
+        if len(seconds) >= 3 and sum(seconds) > 1:
+            break
     return statistics.median(seconds)
 
 

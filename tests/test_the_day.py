@@ -26,7 +26,7 @@ def day(place) -> Path:
     source = corpus.resolve() if corpus.is_dir() else "embedded"
     prepared = run("prepare", "--data", source, "--out", "rows", tmp_path=place)
     assert prepared.returncode == 0, prepared.stderr
-    trained = run("pretrain", "--data", "rows", "--tokens", TOKENS, "--name", "day", tmp_path=place, timeout=1500)
+    trained = run("pretrain", "--data", "rows", "--tokens", TOKENS, "--name", "day", tmp_path=place)
     assert trained.returncode == 0, trained.stderr
     return place / "runs" / "day"
 

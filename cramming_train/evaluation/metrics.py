@@ -1,4 +1,7 @@
-"""The metrics, from scipy and scikit-learn where they have them, defined for degenerate predictions as well."""
+"""The metrics, from scipy and scikit-learn where they have them, defined for degenerate predictions as well.
+
+These are imported where they are called: they take seconds, and pretraining needs none of them.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def matthews_correlation(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Matthews' correlation in [-1, 1]; 0 where the predictions, or the labels, are all of one class."""
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(labels, predictions))
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Share of equal entries."""
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of class 1; 0 where class 1 is never predicted rightly. Over MultiRC's answers: its F1a."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predictions, zero_division=0.0))
 
 
 def f1_macro(predictions: np.ndarray, labels: np.ndarray) -> float:
     """The mean F1 of all classes that occur, each weighing the same."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
@@ -38,6 +47,8 @@ def pearson(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Pearson's correlation in [-1, 1]; 0 where either side is constant, for which it is not defined."""
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
+    from scipy.stats import pearsonr
+
     return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
@@ -45,6 +56,8 @@ def spearman(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Spearman's rank correlation in [-1, 1]; 0 where either side is constant."""
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
         return 0.0
+    from scipy.stats import spearmanr
+
     return float(spearmanr(predictions, labels).statistic)
 
 

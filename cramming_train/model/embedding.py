@@ -17,9 +17,9 @@ class Embedding(nn.Module):
     def __init__(self, architecture: Architecture, vocab_size: int):
         super().__init__()
         self.architecture = architecture
-        self.tokens = nn.Embedding(vocab_size, architecture.hidden)
+        self.tokens = _table(vocab_size, architecture.hidden)
         if architecture.positions == "learned":
-            self.positions = nn.Embedding(architecture.max_length, architecture.hidden)
+            self.positions = _table(architecture.max_length, architecture.hidden)
         elif architecture.positions == "scaled-sinusoidal":
             table = sinusoids(architecture.max_length, architecture.hidden)
             self.register_buffer("sinusoids", table, persistent=False)
@@ -40,6 +40,11 @@ class Embedding(nn.Module):
         x_TN = layer_norm(x_TN, self.norm.weight, self.norm.bias, eps=self.norm.eps)
         rate = self.architecture.embedding_dropout
         return x_TN if seeds.off or rate == 0 else dropout_add(x_TN, torch.zeros_like(x_TN), rate, seeds.next())
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Not initialised, which is build_model's: PyTorch's own takes seconds for a model without memory."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:

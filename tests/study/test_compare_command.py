@@ -10,13 +10,13 @@ import pytest
 from cramming_train.study.cells import cells_in_turn
 from cramming_train.study.contender import parse_contenders
 from cramming_train.study.text import characters_per_token
-from tests.training.helpers import TINY, command, environment, run
+from tests.training.helpers import TINY, command, environment, run, run_apart
 
 SET = " ".join(TINY)
 LINES = [f"first: bert-tiny {SET}", f"second: bert-tiny {SET} training.peak_lr=2e-3 tokens=4096"]
 
 
-def compare(data, tmp_path, *more, lines=LINES, tokens=2048):
+def compare(data, tmp_path, *more, lines=LINES, tokens=2048, run=run):
     return run("compare", "--recipes", *lines, "--tokens", tokens, "--data", data, "--out", tmp_path / "study",
                "--threads", 1, *more, tmp_path=tmp_path)  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_a_stopped_run_is_saved_and_goes_on(small_data, tmp_path):
 
 
 def test_a_failed_run_is_named(tmp_path):
-    result = compare(tmp_path / "nowhere.txt", tmp_path)
+    result = compare(tmp_path / "nowhere.txt", tmp_path, run=run_apart)
     assert result.returncode == 1
     assert "nowhere.txt" in result.stderr and "first, seed 0: pretrain ended with status 2" in result.stderr
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 TINY = [
@@ -26,12 +30,39 @@ def command(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"cramming_train.{module}", *map(str, arguments)]
 
 
-def run(module: str, *arguments: object, tmp_path: Path, timeout: float = 300) -> subprocess.CompletedProcess:
-    """Run a command to its end."""
+def run(module: str, *arguments: object, tmp_path: Path) -> subprocess.CompletedProcess:
+    """Run a command to its end, within this process: one of its own would import PyTorch for seconds."""
+    main = importlib.import_module(f"cramming_train.{module}").main
+    before = dict(os.environ)
+    with redirect_stdout(StringIO()) as stdout, redirect_stderr(StringIO()) as stderr, chdir(tmp_path):
+        os.environ.update(environment(tmp_path))
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as usage:  # argparse's
+            status = usage.code
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
+
+
+def run_apart(module: str, *arguments: object, tmp_path: Path) -> subprocess.CompletedProcess:
+    """Run a command to its end, in a process of its own."""
     return subprocess.run(
         command(module, *arguments), env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True,
-        timeout=timeout,
+        timeout=300,
     )  # fmt: skip
+
+
+@contextmanager
+def chdir(folder: Path) -> Iterator[None]:
+    """contextlib's, which Python 3.10 has not yet."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def summary(run_folder: Path) -> dict:

@@ -11,7 +11,7 @@ from cramming_train.calibration import copy_bytes_per_second, gemm_flops_per_sec
 from cramming_train.parts import PARTS
 from cramming_train.plan import amount, main
 from cramming_train.recipes import BUNDLES
-from tests.training.helpers import run
+from tests.training.helpers import run_apart
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def test_a_small_card_gets_a_smaller_micro_batch(capsys, tmp_path):
     assert main(["--gpu", "rtx3080", "--recipe", "bert-large-izsak", "crammed-bert", "--json", str(path)]) == 0
     large, crammed = (json.loads(line) for line in path.read_text().splitlines())
     assert 1 <= large["micro_batch_rows"] < crammed["micro_batch_rows"] <= 128 and large["fits"]
-    huge = ["--set", "architecture.hidden=8192", "architecture.heads=64", "architecture.ffn_hidden=32768"]
+    huge = ["--set", *(f"architecture.{x}" for x in ("layers=2", "hidden=16384", "heads=128", "ffn_hidden=65536"))]
     assert main(["--gpu", "t4", "--recipe", "bert-large-izsak", *huge]) == 0
     assert "none fits" in capsys.readouterr().out
 
@@ -61,7 +61,8 @@ def test_without_a_part_it_is_this_machine(capsys):
 
 def test_rates_are_measured(tmp_path):
     """The whole command, in its own process, with real measurements."""
-    result = run("plan", "--hours", 1, "--recipe", "bert-tiny", "--json", tmp_path / "plan.jsonl", tmp_path=tmp_path)
+    arguments = ["--hours", 1, "--recipe", "bert-tiny", "--json", tmp_path / "plan.jsonl"]
+    result = run_apart("plan", *arguments, tmp_path=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "plan.jsonl").read_text())
     assert record["gemm_flops_per_second"] > 1e8 and record["copy_bytes_per_second"] > 1e8
