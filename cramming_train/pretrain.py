@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tokens", type=int, help="budget in tokens instead; --hours still stops the run if it comes first"
     )
     parser.add_argument(
-        "--recipe", help="bundle of recipes (default: crammed-bert on a GPU, crammed-bert-mini elsewhere)"
+        "--recipe", help="bundle of recipes (default: crammed-bert on a GPU, cram-mini elsewhere)"
     )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="change the recipe, such as training=bert-izsak or training.batch_size=64")  # fmt: skip

@@ -1,4 +1,4 @@
-"""The whole path as a user walks it, on real text: prepare, pretrain, evaluate, report. About four minutes."""
+"""The whole path as a user walks it, on real text: prepare, pretrain, evaluate, report. A minute or two."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from tests.conftest import SHARED
 from tests.evaluation.conftest import write_tsv
 from tests.training.helpers import run, summary
 
-TOKENS = 650_000
-MARGIN = 0.05  # nats below the unigram model; 0.2 is usual
+TOKENS = 120_000
+MARGIN = 0.05  # nats below the unigram model
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def day(place) -> Path:
 
 def test_it_learns_more_than_word_frequencies(day):
     content = summary(day)
-    assert content["tokens"] >= TOKENS and content["parameters"] == 11_015_169
+    assert content["tokens"] >= TOKENS and content["parameters"] == 11_113_472
     assert content["validation_loss"] < content["data"]["unigram_loss"] - MARGIN
     steps = [json.loads(line) for line in (day / "log.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in steps if event["event"] == "step"]
-    assert losses[0] > 10 and min(losses) < losses[0] - 3, "ln 32768 is 10.4"
+    assert losses[0] == pytest.approx(content["data"]["unigram_loss"], abs=0.5), "it begins as the unigram model"
 
 
 def test_the_machine_is_used(day):

@@ -76,7 +76,7 @@ BUNDLES = {
 
 def default_recipe(device_type: str) -> str:
     """The bundle for a machine: the full model for a GPU, the mini one elsewhere."""
-    return "crammed-bert" if device_type == "cuda" else "crammed-bert-mini"
+    return "crammed-bert" if device_type == "cuda" else "cram-mini"
 
 
 def get_recipe(name: str) -> Recipe:

@@ -11,7 +11,7 @@ from cramming_train.recipes import BUNDLES, Recipe, apply_overrides, default_rec
 
 def test_defaults_by_machine():
     assert default_recipe("cuda") == "crammed-bert"
-    assert default_recipe("cpu") == default_recipe("mps") == "crammed-bert-mini"
+    assert default_recipe("cpu") == default_recipe("mps") == "cram-mini"
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.training.helpers import TINY, command, environment, final_tensors, run, run_apart, summary
+from tests.training.helpers import TINY, environment, final_tensors, run, run_apart, summary
 
 
 @pytest.fixture(scope="module")
@@ -66,49 +64,6 @@ def test_the_same_seed_twice_gives_the_same_bits(finished, place, documentation_
     assert run("pretrain", *arguments, "--name", "other", "--seed", 1, tmp_path=place).returncode == 0
     assert final_tensors(folder) == final_tensors(place / "runs" / "again")
     assert final_tensors(folder) != final_tensors(place / "runs" / "other")
-
-
-def start_and_wait(arguments, place, name, seconds=120):
-    """Start a run and wait until it is well under way."""
-    process = subprocess.Popen(
-        command("pretrain", *arguments, "--name", name), env=environment(place), cwd=place, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    log, limit = place / "runs" / name / "log.jsonl", time.monotonic() + seconds
-    while time.monotonic() < limit and process.poll() is None:
-        events = [json.loads(line)["event"] for line in log.read_text().splitlines()] if log.exists() else []
-        if events.count("step") + events.count("validation") >= 3:
-            return process
-        time.sleep(0.05)
-    raise AssertionError(f"no steps logged: {process.communicate()[1]}")
-
-
-def test_killed_and_resumed_equals_uninterrupted(place, documentation_text):
-    arguments = ["--tokens", 100_000, "--data", documentation_text, "--set", *TINY]
-    assert run("pretrain", *arguments, "--name", "whole", tmp_path=place).returncode == 0
-    process = start_and_wait(arguments, place, "killed")
-    process.kill()
-    process.communicate()
-    # a second run of the same name is refused, a resume goes on
-    assert run("pretrain", *arguments, "--name", "killed", tmp_path=place).returncode == 2
-    result = run("pretrain", "--resume", "--name", "killed", tmp_path=place)
-    assert result.returncode == 0, result.stderr
-    assert final_tensors(place / "runs" / "killed") == final_tensors(place / "runs" / "whole")
-    first, second = summary(place / "runs" / "whole"), summary(place / "runs" / "killed")
-    assert first["validation_loss"] == second["validation_loss"] and first["tokens"] == second["tokens"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_exit_cleanly(place, documentation_text, number):
-    name = f"signal-{int(number)}"
-    process = start_and_wait(["--hours", 1, "--data", documentation_text, "--set", *TINY], place, name)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "everything saved" in stderr and "--resume" in stderr and "Traceback" not in stderr
-    events = [json.loads(line) for line in (place / "runs" / name / "log.jsonl").read_text().splitlines()]
-    steps = [event["step"] for event in events if event["event"] == "checkpoint"]
-    assert events[-1]["event"] == "interrupt" and steps[-1] == events[-1]["step"] > 0
 
 
 def test_a_wall_clock_budget_is_kept(place, documentation_text):
@@ -226,20 +181,6 @@ def test_resume_keeps_the_runs_settings(finished, place):
             assert result.returncode == 2 and words in result.stderr, result.stderr
     finally:
         (folder / "summary.kept").rename(folder / "summary.json")
-
-
-def test_a_damaged_checkpoint_is_named(place, documentation_text):
-    process = start_and_wait(["--hours", 1, "--data", documentation_text, "--set", *TINY], place, "damaged")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    newest = sorted((place / "runs/damaged/checkpoints").glob("step-*"))[-1]
-    content = bytearray((newest / "model.safetensors").read_bytes())
-    content[-5] ^= 1
-    (newest / "model.safetensors").write_bytes(content)
-    result = run("pretrain", "--resume", "--name", "damaged", tmp_path=place)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert re.search(r"error: damaged checkpoint .*model\.safetensors.*checksum", result.stderr)
-    assert newest.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file limits")
