@@ -24,7 +24,7 @@ from tests.simulation.triton import compiled_only, simulated, taken
 
 PARTS = {80: "a100", 86: "rtx3090", 89: "rtx4090"}  # that are executed; others are compiled
 TOKENS = 512
-# Bytes that rows of the table spill, with rotary embedding and no other option; all others none
+# Bytes that rows of the table spill, rotated unless they are for calls without, and with no other option; others none
 SPILLED = {
     (Key(FORWARD, 32, 64, 0), 80): 48,
     (Key(FORWARD, 32, 64, 0), 86): 8,

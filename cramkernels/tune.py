@@ -15,27 +15,29 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cramkernels import configurations, tuned
-from cramkernels.configurations import Key, Tiling
+from cramkernels.configurations import MID_BACKWARD, UNROTATED, Key, Tiling
 
-TOKENS, WIDTH, LONG = 32768, 768, 512  # of the timed problem: tokens, heads x head dim, sequences of no other length
+TOKENS, WIDTH = 32768, 768  # of the timed problem: tokens, heads x head dim
+MID, LONG = 512, 1024  # sequences of rows that are for any length
 ROUNDS, CALLS = 7, 5  # a round times so many calls of each candidate together
 MARGIN = 0.99  # of the table's time, which a candidate has to beat
 Clock = Callable[[Callable[[], object]], float]
 
 
 def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[], object]:
-    """A call of the kernel on full sequences with rotary embedding."""
-    backend, function = key.kernel.split(".")
+    """A call of the kernel on full sequences, with rotary embedding unless the row is for calls without."""
+    backend, function = key.kernel.removesuffix(UNROTATED).split(".")
     kernels = importlib.import_module(f"cramkernels.{backend}.attention")
-    length = min(key.longest or LONG, tokens)
-    tokens, heads = tokens // length * length, max(WIDTH // key.head_dim, 1)
+    length = key.longest or (MID if key.kernel.startswith(MID_BACKWARD) else LONG)
+    tokens, heads = max(tokens // length, 1) * length, max(WIDTH // key.head_dim, 1)
     half = torch.float16 if configurations.part_of(device) < 80 else torch.bfloat16
     dtype = half if key.bits == 16 else torch.float32
     generator = torch.Generator().manual_seed(1)
     qkv = torch.randn(tokens, 3, heads, key.head_dim, generator=generator).to(device, dtype)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     angles = torch.rand(length, key.head_dim // 2, generator=generator).to(device)
-    options = length, angles.cos(), angles.sin(), None, None, key.head_dim**-0.5, 0.0, None
+    rotation = (None, None) if key.kernel.endswith(UNROTATED) else (angles.cos(), angles.sin())
+    options = length, *rotation, None, None, key.head_dim**-0.5, 0.0, None
     if function.endswith("forward"):
         return lambda: kernels.attention_forward(qkv, cu_seqlens, *options)
     out, lse = kernels.attention_forward(qkv, cu_seqlens, *options)

@@ -80,6 +80,9 @@ def key_gradients(
         do = settled_16_bit(load_tile(grad_ptr + head * D, query_start, asked, heads * D, D))
         statistic = tl.cast(head, tl.int64) * tokens + query
         lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
+        if DELTA == "out":  # here fewer registers are taken than where it is used
+            out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
+            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
@@ -97,10 +100,7 @@ def key_gradients(
         dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)
         if DELTA == "tile":
             delta = tl.sum(p * dp, 0)
-        elif DELTA == "out":
-            out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
-            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-        else:
+        elif DELTA == "memory":
             delta = tl.load(delta_ptr + statistic, asked, 0.0)
         ds = (p * (dp - delta[None, :])).to(do.dtype)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)

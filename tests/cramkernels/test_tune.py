@@ -15,8 +15,10 @@ from cramkernels.configurations import (
     CUDA_SHORT_FORWARD,
     FORWARD,
     KEYS,
+    MID_BACKWARD,
     ROWS,
     SHARED_BYTES,
+    UNROTATED,
     Key,
     Tiling,
     candidates,
@@ -46,9 +48,22 @@ def test_every_kernel_has_a_row_for_every_part():
             for head_dim in (32, 64, 128):
                 for longest in (1, 64, 65, 128, 129, 5000):
                     x = torch.zeros(1, head_dim, dtype=torch.bfloat16 if bits == 16 else torch.float32)
-                    tiling = configurations.tiling_for(kernel, x, longest)
-                    assert not tiling.whole or tiling.tile >= longest
-                    assert tiling.tile % 16 == 0 and tiling.warps in (4, 8)
+                    for rotated in (True, False):
+                        tiling = configurations.tiling_for(kernel, x, longest, rotated)
+                        assert not tiling.whole or tiling.tile >= longest
+                        assert tiling.tile % 16 == 0 and tiling.warps in (4, 8)
+
+
+def test_calls_without_rotation_have_rows_of_their_own():
+    for kernel, longest, name in ((BACKWARD, 128, 128), (MID_BACKWARD, 512, 0)):
+        x = torch.zeros(1, 64, dtype=torch.bfloat16)
+        assert configurations.tiling_for(kernel, x, longest) == ROWS[Key(kernel, 16, 64, name), 80]
+        own = ROWS[Key(kernel + UNROTATED, 16, 64, name), 80]
+        assert (
+            configurations.tiling_for(kernel, x, longest, rotated=False) == own != ROWS[Key(kernel, 16, 64, name), 80]
+        )
+    narrow = torch.zeros(1, 32, dtype=torch.bfloat16)
+    assert configurations.tiling_for(BACKWARD, narrow, 128, rotated=False) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
 
 
 def test_rows_of_whole_sequences_hold_them():
@@ -152,7 +167,7 @@ def test_launchers_read_the_file_of_their_card_once(monkeypatch):
     configurations._tuned.cache_clear()
     try:
         for key in (KEY, Key(BACKWARD, 16, 64, 128)):
-            got = configurations._tiling.__wrapped__(*key, device, ())
+            got = configurations._tiling.__wrapped__(*key, True, device, ())
             assert got == (chosen if key == KEY else ROWS[key, 86])
         assert reads == [CARD]
     finally:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import tilings
 from cramkernels import configurations, tune, tuned
-from cramkernels.configurations import BACKWARD, FORWARD, MID_BACKWARD, ROWS, SHARED_BYTES, Key, candidates
+from cramkernels.configurations import BACKWARD, FORWARD, MID_BACKWARD, ROWS, SHARED_BYTES, UNROTATED, Key, candidates
 from tests.cramkernels.cases import BF16, AttentionCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.cuda import SIMULATOR
@@ -22,6 +22,8 @@ OTHERS = [
     (Key(BACKWARD, 16, 128, 0), 86),
     (Key(BACKWARD, 32, 64, 0), 120),
     (Key(MID_BACKWARD, 16, 64, 0), 86),
+    (Key(MID_BACKWARD + UNROTATED, 16, 64, 0), 80),
+    (Key(BACKWARD + UNROTATED, 16, 64, 128), 80),
 ]
 every_row = [*TRAINING, *OTHERS] + [
     pytest.param(*row, marks=pytest.mark.exhaustive)
@@ -47,15 +49,19 @@ def test_every_row_compiles_and_fits(key, part):
 
 @pytest.mark.parametrize("key, lengths", [
     (Key(FORWARD, 16, 64, 0), (150, 28)),
-    (Key(BACKWARD, 16, 64, 128), (100, 28, 0, 3)),
+    (Key(BACKWARD + UNROTATED, 16, 64, 128), (100, 28, 0, 3)),
+    pytest.param(Key(BACKWARD, 16, 64, 128), (100, 28, 0, 3), marks=pytest.mark.exhaustive),
     pytest.param(Key(FORWARD, 16, 64, 128), (100, 28, 0, 3), marks=pytest.mark.exhaustive),
     pytest.param(Key(MID_BACKWARD, 16, 64, 0), (150, 28), marks=pytest.mark.exhaustive),
+    pytest.param(Key(MID_BACKWARD + UNROTATED, 16, 64, 0), (150, 28), marks=pytest.mark.exhaustive),
     pytest.param(Key(BACKWARD, 16, 64, 0), (520, 28), marks=pytest.mark.exhaustive),
 ], ids=str)  # fmt: skip
 def test_launchers_take_another_configuration(key, lengths):
     """Other tiles, other programs, and right results."""
     options = (("window", 40), ("dropout_p", 0.2), ("seed", 5))
-    case = AttentionCase("attention", BF16, lengths=lengths, heads=1, head_dim=64, options=options)
+    kernel = key.kernel.removesuffix(UNROTATED)
+    rope = kernel == key.kernel
+    case = AttentionCase("attention", BF16, lengths=lengths, heads=1, head_dim=64, rope=rope, options=options)
     arguments = case.arguments()
     expected = plain(case, arguments), exact(case, arguments)
     own = ROWS[key, 80]
@@ -64,7 +70,7 @@ def test_launchers_take_another_configuration(key, lengths):
     )
     with simulated(80) as executed, configurations.override(key, chosen):
         results = ours(case, arguments)
-    name = {FORWARD: "forward", BACKWARD: "backward", MID_BACKWARD: "backward_mid"}[key.kernel]
+    name = {FORWARD: "forward", BACKWARD: "backward", MID_BACKWARD: "backward_mid"}[kernel]
     (stats,) = [result.stats for symbol, result in executed if f"_{name}_kernel" in symbol]
     assert stats.threads_per_cta == 32 * chosen.warps != 32 * own.warps
     assert_error_rule(results, *expected, case.dtype)
