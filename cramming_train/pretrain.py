@@ -54,9 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=int, help="budget in tokens instead; --hours still stops the run if it comes first"
     )
-    parser.add_argument(
-        "--recipe", help="bundle of recipes (default: crammed-bert on a GPU, cram-mini elsewhere)"
-    )
+    parser.add_argument("--recipe", help="bundle of recipes (default: crammed-bert on a GPU, cram-mini elsewhere)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="change the recipe, such as training=bert-izsak or training.batch_size=64")  # fmt: skip
     parser.add_argument("--data", nargs="+", metavar="SOURCE", help=f"as in cramming_train.prepare (default {AUTO})")

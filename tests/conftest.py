@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +24,13 @@ def _threads():
     """One thread, in commands too: there is a process of tests for every core, and threads that share one wait."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible():
+    """A shell has what it starts in the background ignore SIGINT, as would all commands that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _shared_folder(name: str) -> Path:

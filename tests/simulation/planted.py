@@ -12,18 +12,13 @@ from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 
 
-def one_of_each(mutants: Sequence[tuple], kind: Callable[[tuple], str], name: Callable[[tuple], str]) -> list:
-    """Parameters of which the first of each kind is tried by default and all under ``exhaustive``.
+def the_first_by_default(mutants: Sequence[tuple], name: Callable[[tuple], str]) -> list:
+    """Parameters: the first is tried by default, all under ``exhaustive``.
 
-    Each is compiled, which takes seconds; run ``pytest -m exhaustive tests/simulation`` when a kernel is changed.
+    Each is compiled, which takes many seconds; run ``pytest -m exhaustive tests/simulation`` when a kernel is changed.
     """
-    seen: set[str] = set()
-    parameters = []
-    for mutant in mutants:
-        marks = pytest.mark.exhaustive if kind(mutant) in seen else ()
-        seen.add(kind(mutant))
-        parameters.append(pytest.param(*mutant, id=name(mutant), marks=marks))
-    return parameters
+    marks = [(), *[pytest.mark.exhaustive] * (len(mutants) - 1)]
+    return [pytest.param(*mutant, id=name(mutant), marks=mark) for mutant, mark in zip(mutants, marks, strict=True)]
 
 
 def assert_passes(case: Case, sources: Path = cuda.SOURCES, *, conflicts: bool = False) -> None:

@@ -27,7 +27,7 @@ from tests.cramkernels.cases import (
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
-from tests.simulation.planted import assert_caught, assert_passes, one_of_each
+from tests.simulation.planted import assert_caught, assert_passes, the_first_by_default
 from tests.simulation.test_attention_cuda import ours_of, run
 
 WIDTHS = (32, 64, 128)
@@ -49,12 +49,28 @@ CASES = [
 ]
 
 
+def by_cost(cases: list[AttentionCase]) -> list:
+    """Those of fp32 whose every key is seen take up to half a minute, and most of them are left to ``exhaustive``.
+
+    Options are branches of one kernel: by default each kernel runs with all of them, in a narrow window.
+    """
+    dear = [
+        case.dtype == FP32 and sum(n * n for n in case.lengths) * case.heads * case.head_dim > 2e6
+        and dict(case.options).get("window", 1000) > 100
+        for case in cases
+    ]  # fmt: skip
+    return [
+        pytest.param(case, marks=pytest.mark.exhaustive if is_dear else ())
+        for case, is_dear in zip(cases, dear, strict=True)
+    ]
+
+
 @pytest.fixture(autouse=True)
 def _no_mid(monkeypatch):
     monkeypatch.setattr(cuda_attention, "MID_TOKENS", -1)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", by_cost(CASES), ids=str)
 def test_sm_80(case, proof):
     executed = run(case, 80, proof)
     kinds = ["_".join(symbol.split("_")[2:-2]) for symbol in executed.symbols()]
@@ -65,7 +81,7 @@ def test_sm_80(case, proof):
         assert stats.shared_load.bank_conflicts + stats.shared_store.bank_conflicts == 0, symbol
 
 
-@pytest.mark.parametrize("case", EVERY_WIDTH, ids=str)
+@pytest.mark.parametrize("case", by_cost(EVERY_WIDTH), ids=str)
 def test_sm_75(case, proof):
     run(case, 75, proof)
 
@@ -238,7 +254,7 @@ def sdpa(arguments):
     return out
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not dict(c.options).get("dropout_p")], ids=str)
+@pytest.mark.parametrize("case", by_cost([c for c in CASES if not dict(c.options).get("dropout_p")]), ids=str)
 def test_agrees_with_sdpa(case):
     arguments = case.arguments()
     with simulated(80, check="memory"):
@@ -355,7 +371,7 @@ CAUGHT_BY = {
 
 
 @pytest.mark.parametrize(
-    ("which", "file", "there", "planted"), one_of_each(MUTANTS, lambda m: m[1], lambda m: f"{m[1]}:{m[2].strip()}")
+    ("which", "file", "there", "planted"), the_first_by_default(MUTANTS, lambda m: f"{m[1]}:{m[2].strip()}")
 )
 def test_a_planted_bug_is_caught(which, file, there, planted, tmp_path, proof):
     assert_caught(CAUGHT_BY[which], tmp_path, file, there, planted, conflicts=True)
@@ -373,7 +389,7 @@ ROTARY_MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("there", "planted"), one_of_each(ROTARY_MUTANTS, lambda m: "rotary", lambda m: m[0]))
+@pytest.mark.parametrize(("there", "planted"), the_first_by_default(ROTARY_MUTANTS, lambda m: m[0]))
 def test_a_bug_in_rotary_is_caught(there, planted, tmp_path, proof):
     assert_caught(ROTARY_CASE, tmp_path, "rotary/rotary.cu", there, planted)
     proof("planted bugs caught", {f"rotary.cu:{there}"})

@@ -9,7 +9,7 @@ from tests.cramkernels.cases import ALL_OPTIONS, BF16, FP16, KERNEL_ATTENTION_VA
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation import cuda
 from tests.simulation.cuda import simulated
-from tests.simulation.planted import assert_caught, assert_passes, one_of_each
+from tests.simulation.planted import assert_caught, assert_passes, the_first_by_default
 from tests.simulation.test_attention_cuda import ours_of, run
 from tests.simulation.test_attention_long_cuda import sdpa
 
@@ -224,7 +224,7 @@ MUTANTS = [
 
 @pytest.mark.parametrize(
     ("which", "there", "planted"),
-    one_of_each(MUTANTS, lambda m: str(m[0]), lambda m: f"{m[1].strip()}->{m[2].strip()}"),
+    the_first_by_default(MUTANTS, lambda m: f"{m[1].strip()}->{m[2].strip()}"),
 )
 def test_a_planted_bug_is_caught(which, there, planted, tmp_path, proof):
     assert_caught(CAUGHT_BY[which], tmp_path, "attention/mid_backward.cuh", there, planted, conflicts=True)
@@ -237,7 +237,7 @@ RUN_MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(("file", "there", "planted"), one_of_each(RUN_MUTANTS, lambda m: m[0], lambda m: m[1]))
+@pytest.mark.parametrize(("file", "there", "planted"), the_first_by_default(RUN_MUTANTS, lambda m: m[1]))
 def test_a_bug_in_what_is_shared_is_caught(file, there, planted, tmp_path, proof):
     case = AttentionCase("attention", BF16, lengths=(200, 100, 290), heads=1, head_dim=64, outside=(300, 270))
     assert_caught(case, tmp_path, f"attention/{file}", there, planted)

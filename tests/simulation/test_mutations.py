@@ -5,7 +5,7 @@ import pytest
 from cramkernels.cuda import arguments as arguments_of
 from tests.cramkernels.cases import BF16, EVERY_LOSS_OPTION, FP16, FP32, LossCase, RowCase
 from tests.simulation import cuda
-from tests.simulation.planted import assert_caught, assert_passes, one_of_each
+from tests.simulation.planted import assert_caught, assert_passes, the_first_by_default
 
 NORM, ADD = "layer_norm", "add_layer_norm"
 WIDE = (170, 72)  # several rows a warp, with the multiprocessors below
@@ -76,7 +76,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize(
-    ("file", "there", "planted", "case"), one_of_each(MUTANTS, lambda m: m[0], lambda m: f"{m[0]}:{m[1].strip()}")
+    ("file", "there", "planted", "case"), the_first_by_default(MUTANTS, lambda m: f"{m[0]}:{m[1].strip()}")
 )
 def test_a_planted_bug_is_caught(file, there, planted, case, tmp_path, proof, monkeypatch):
     monkeypatch.setattr(arguments_of, "SIMULATED_MULTIPROCESSORS", 9)  # CTAs for more than one turn of the reduction
