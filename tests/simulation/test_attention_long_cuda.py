@@ -104,7 +104,7 @@ def test_rotary_moves_each_byte_once(dtype):
         assert tensor <= 32 * result.stats.global_load.sectors <= 1.02 * (tensor + tables)
 
 
-LONG = [(BF16, 64), (FP32, 32)]
+LONG = [(BF16, 64), pytest.param(FP32, 32, marks=pytest.mark.exhaustive)]
 
 
 @pytest.mark.parametrize(("dtype", "width"), LONG, ids=str)
@@ -289,6 +289,7 @@ def test_the_gradient_of_8192_tokens():
     torch.testing.assert_close(gradient, want, rtol=0.02, atol=0.002)
 
 
+@pytest.mark.exhaustive
 def test_many_short_sequences_in_fp32():
     """10,000 sequences of at most 7 tokens, one head."""
     generator = torch.Generator().manual_seed(1)

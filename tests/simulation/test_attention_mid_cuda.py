@@ -32,9 +32,13 @@ CASES = [AttentionCase("attention", dtype, **shape) for shape in SHAPES for dtyp
     for variant in KERNEL_ATTENTION_VARIANTS
     for dtype in (FP16, BF16)
 ]
+# The two dtypes are one kernel but for conversions and the product's name: each takes every other pair of cases
+TAKING_TURNS = [
+    pytest.param(case, marks=pytest.mark.exhaustive if i % 4 in (1, 2) else ()) for i, case in enumerate(CASES)
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", TAKING_TURNS, ids=str)
 def test_sm_80(case, proof):
     executed = run(case, 80, proof)
     assert ["_".join(symbol.split("_")[2:-2]) for symbol in executed.symbols()] == ["long_forward", "mid_backward"]
@@ -105,7 +109,7 @@ def test_the_other_ways_agree(other, options, monkeypatch):
         torch.testing.assert_close(got[name], want[name], rtol=0.01, atol=0.01)
 
 
-@pytest.mark.parametrize("length", [250, 400])
+@pytest.mark.parametrize("length", [250, pytest.param(400, marks=pytest.mark.exhaustive)])
 def test_a_wide_window_is_none(length):
     case = AttentionCase("attention", BF16, lengths=(length, 30), heads=1, head_dim=64)
     arguments = case.arguments()

@@ -145,7 +145,7 @@ def load(name, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "planted", "case"), the_first_by_default(MUTANTS, lambda m: m[0], lambda m: f"{m[0]}:{m[1][:40]}")
+    ("name", "there", "planted", "case"), the_first_by_default(MUTANTS, lambda m: f"{m[0]}:{m[1][:40]}")
 )
 def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypatch, proof):
     text = (FOLDER / f"{name}.py").read_text()

@@ -43,7 +43,7 @@ def pretrain(place, rows, quick):
     sizes = [f"data.vocab_size={rows.vocab_size}", f"data.row_length={rows.train.row_length}"]
 
     def call(name, *arguments, settings=()):
-        data = ["--data", rows.path, "--out", place, "--tokens", 1024, "--name", name]
+        data = ["--recipe", "crammed-bert-mini", "--data", rows.path, "--out", place, "--tokens", 1024, "--name", name]
         return quick(*data, *arguments, "--set", *TINY, *sizes, *settings)
 
     return call
