@@ -188,6 +188,7 @@ def test_the_command_survives_and_says_so(documentation_text, place):
     assert summary(limited)["tokens"] == summary(small)["tokens"] and final_tensors(limited) == final_tensors(small)
 
 
+@pytest.mark.exhaustive
 def test_processes_agree(documentation_text, place):
     """Two of them; memory runs out in the second alone."""
     (place / "limited.py").write_text(LIMITED.replace("RANK", "torch.distributed.get_rank()"))
