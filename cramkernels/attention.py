@@ -96,7 +96,7 @@ def rotary(qkv_T3HD: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Te
         ValueError: a wrong shape, dtype or device.
     """
     qkv_T3HD = _check(qkv_T3HD, cu_seqlens, None)
-    cos, sin = _check_rope((cos, sin), qkv_T3HD, _longest(cu_seqlens))
+    _check_rope((cos, sin), qkv_T3HD, _longest(cu_seqlens))
     return _rotary(qkv_T3HD, cos, sin, cu_seqlens)
 
 

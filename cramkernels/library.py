@@ -156,6 +156,8 @@ def call(name: str, arguments: bytes, device: torch.device) -> None:
         KernelError: a status that is not 0.
     """
     library = load()
+    if isinstance(library, str):
+        raise RuntimeError(library)
     index = device.index  # None for the CPU; much cheaper to ask for than the type
     if index is None:
         if not _hooks:

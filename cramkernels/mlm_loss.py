@@ -192,7 +192,7 @@ def _gradient_dtype(x: Tensor, hidden: Tensor, grad_scale: Tensor | None) -> tor
 
 
 def _empty_gradient(x: Tensor | None, hidden: Tensor, grad_scale: Tensor | None, wanted: bool) -> Tensor:
-    if not wanted:
+    if not wanted or x is None:
         return hidden.new_empty(0, dtype=torch.float32)
     return torch.empty_like(x, dtype=_gradient_dtype(x, hidden, grad_scale), memory_format=torch.contiguous_format)
 

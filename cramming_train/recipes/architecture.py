@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cramming_train.recipes.checks import check_choice, check_positive, check_share
 
@@ -70,7 +71,7 @@ class Architecture:
         return self.ffn_hidden // 2 if self.ffn == "geglu" else self.ffn_hidden
 
 
-_CRAMMED = {
+_CRAMMED: dict[str, Any] = {
     "ffn": "geglu",
     "final_norm": True,
     "positions": "scaled-sinusoidal",
@@ -80,7 +81,7 @@ _CRAMMED = {
 }
 
 # Every part of it is one of the stock ModernBERT (Warner et al. 2024), so that weights can be exported to that class
-_CRAM = {
+_CRAM: dict[str, Any] = {
     "ffn": "geglu",
     "gate": "first",
     "final_norm": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cramming_train.optim.schedules import SCHEDULES
 from cramming_train.recipes.checks import (
@@ -67,7 +68,7 @@ class Training:
             raise ValueError("training.random_share + keep_share: more than 1")
 
 
-_BERT_RATE = {"masking_rate": 0.15, "masking_rate_final": 0.15}
+_BERT_RATE: dict[str, Any] = {"masking_rate": 0.15, "masking_rate_final": 0.15}
 
 TRAININGS = {
     t.name: t

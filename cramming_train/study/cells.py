@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cramming_train.errors import Interrupted, RunError, UsageError
-from cramming_train.runs import Run
+from cramming_train.runs import SUMMARY_FILE, Run, read_json
 from cramming_train.study.contender import Contender
 from cramming_train.study.text import characters_per_token
 from cramming_train.tracking import effective_events
@@ -147,7 +147,7 @@ class Runner:
 
 def describe(run: Run, cell: Cell) -> dict[str, Any]:
     """The line of a finished run."""
-    summary, prepared = run.summary, run.prepared()
+    summary, prepared = read_json(run.path / SUMMARY_FILE), run.prepared()
     validations = [event for event in effective_events(run.log) if event["event"] == "validation"]
     contender = cell.contender
     return {

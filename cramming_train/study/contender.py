@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cramming_train.errors import UsageError
 from cramming_train.recipes import Recipe, apply_overrides, get_recipe
 
-BUDGETS = {"tokens": int, "hours": float}
+BUDGETS: dict[str, Callable[[str], float]] = {"tokens": int, "hours": float}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def parse_contender(line: str, tokens: int | None, hours: float | None) -> Conte
     if len(own) > 1:
         raise UsageError(f"--recipes {line!r}: give tokens= or hours=, not both")
     overrides = tuple(word for word in settings if word.partition("=")[0] not in BUDGETS)
-    budget = {"tokens": tokens, "hours": hours}
+    budget: dict[str, Any] = {"tokens": tokens, "hours": hours}
     for key, value in own.items():
         budget = dict.fromkeys(BUDGETS) | {key: _positive(line, key, value)}
     recipe = apply_overrides(get_recipe(name), overrides)

@@ -53,6 +53,7 @@ def make_rows(labels: Sequence[str], cells: Sequence[dict[str, Any]], clock: str
     for label, group in groups.items():
         comparable = group[0]["held_out"] == held_out
         reached = [crossing(cell["curve"], column, target) if comparable else None for cell in group]
+        times = [time for time in reached if time is not None]
         losses = [cell["loss"] for cell in group]
         rows.append(
             Row(
@@ -66,7 +67,7 @@ def make_rows(labels: Sequence[str], cells: Sequence[dict[str, Any]], clock: str
                 tokens=median(cell["tokens"] for cell in group),
                 tokens_per_second=median(cell["tokens"] / cell[field] for cell in group),
                 seconds=median(cell[field] for cell in group),
-                seconds_to_first=None if None in reached else median(reached),
+                seconds_to_first=median(times) if len(times) == len(group) else None,
                 comparable=comparable,
             )
         )
