@@ -63,7 +63,7 @@ def backend_for(op: str, *, dtype: torch.dtype, device: torch.device | str) -> B
         if obstacle:
             raise ValueError(f"use_backend({forced!r}): cannot serve {op} here: {obstacle}")
         return BackendChoice(forced, "chosen by use_backend")
-    passed_over = []
+    passed_over: list[str] = []
     for backend in BACKENDS:
         obstacle = _obstacle(backend, op, dtype, device)
         if not obstacle:

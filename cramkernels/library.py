@@ -138,7 +138,7 @@ def launch_hook(hook: Callable[[Launch], None]) -> Iterator[None]:
         yield
     finally:
         _hooks.pop()
-        library.handle.ck_set_launch_hook(_hooks[-1] if _hooks else ctypes.cast(None, _HOOK))
+        library.handle.ck_set_launch_hook(_hooks[-1] if _hooks else _HOOK())
 
 
 _failures: list[BaseException] = []

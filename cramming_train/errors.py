@@ -38,7 +38,7 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
-def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[[Sequence[str] | None], int]:
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Decorate a command's ``main(argv)``: errors become one line on stderr and a status, never a traceback.
 
     Set ``CRAMMING_TRACEBACK=1`` to see the traceback as well.

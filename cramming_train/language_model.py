@@ -99,7 +99,7 @@ class LanguageModel:
         probabilities_MV = self.logits(row)[row == MASK_ID].softmax(dim=-1)
         best = probabilities_MV.topk(min(top, self.model.vocab_size))
         return [
-            [Prediction(self.tokenizer.id_to_token(i), i, p) for i, p in zip(indices, values, strict=True)]
+            [Prediction(self.tokenizer.id_to_token(i) or "", i, p) for i, p in zip(indices, values, strict=True)]
             for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 

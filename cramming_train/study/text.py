@@ -19,7 +19,7 @@ def characters_per_token(prepared: PreparedData) -> float:
     numbers = np.arange(min(len(rows), SAMPLE_ROWS)) * len(rows) // min(len(rows), SAMPLE_ROWS)
     counts = np.bincount(rows.take(numbers).reshape(-1), minlength=prepared.vocab_size)
     tokenizer = prepared.tokenizer
-    pieces = [tokenizer.id_to_token(number) for number in range(prepared.vocab_size)]
+    pieces = [tokenizer.id_to_token(number) or "" for number in range(prepared.vocab_size)]
     lengths = np.array([len(piece) - 2 if piece.startswith("##") else len(piece) + 1 for piece in pieces])
     counts[: len(SPECIAL_TOKENS)] = 0
     return float((counts * lengths).sum() / counts.sum())
