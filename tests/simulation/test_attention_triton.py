@@ -37,7 +37,7 @@ def run(case, architecture, proof):
     return executed
 
 
-@pytest.mark.parametrize("case", CASES[::6], ids=str)
+@pytest.mark.parametrize("case", CASES[::9], ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 

@@ -1,6 +1,7 @@
 """The encoder of cramming_train, as it is, on the CUDA kernels: loss and gradients of two layers."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -27,8 +28,14 @@ def results(model, batch, dtype) -> dict[str, torch.Tensor]:
     return {"loss": out.loss.detach(), **gradients(model, out.loss)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+LONGEST_TO_RUN = ("long sequences", torch.float32)
+EVERY_MODEL = [
+    pytest.param(*case, marks=pytest.mark.exhaustive if case == LONGEST_TO_RUN else ())
+    for case in itertools.product(MODELS, (torch.float32, torch.bfloat16))
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), EVERY_MODEL, ids=str)
 def test_two_layers(name, dtype, proof):
     architecture, length = MODELS[name]
     batch = random_batch(architecture, rows=ROWS, length=length)

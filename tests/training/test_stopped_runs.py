@@ -32,7 +32,7 @@ def start_and_wait(arguments, place, name, seconds=120):
 
 
 def test_killed_and_resumed_equals_uninterrupted(place, documentation_text):
-    arguments = ["--tokens", 100_000, "--data", documentation_text, "--set", *TINY]
+    arguments = ["--tokens", 60_000, "--data", documentation_text, "--set", *TINY]
     assert run("pretrain", *arguments, "--name", "whole", tmp_path=place).returncode == 0
     process = start_and_wait(arguments, place, "killed")
     process.kill()
