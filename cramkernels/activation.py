@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cramkernels.checks import check_approximate, check_tensor, check_vector
 from cramkernels.dispatch import implementation
 from cramkernels.operator import make_operator, optional
 
-Tensor = torch.Tensor
 GATES = ("first", "second")
 
 

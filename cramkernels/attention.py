@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cramkernels.checks import check_dropout, check_integers, check_tensor
 from cramkernels.dispatch import implementation
 from cramkernels.operator import autocast_cast, make_operator
-
-Tensor = torch.Tensor
 
 
 def attention(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
 Part = tuple[int, int]  # first, count
 
 HALF = (torch.float16, torch.bfloat16)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from cramkernels.checks import check_integers, check_parameter_dtype, check_tensor, check_vector
 from cramkernels.dispatch import implementation
 from cramkernels.operator import autocast_cast, make_operator
 
-Tensor = torch.Tensor
 MODES = ("chunked", "recompute")
 
 
 class MLMLoss(NamedTuple):
     """Device scalars. ``loss`` is the mean over counted rows and includes the z term; the others are detached."""
 
-    loss: Tensor
-    z_loss: Tensor
-    num_tokens: Tensor
-    num_correct: Tensor
+    loss: torch.Tensor
+    z_loss: torch.Tensor
+    num_tokens: torch.Tensor
+    num_correct: torch.Tensor
 
 
 def mlm_loss(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from cramkernels.checks import check_approximate, check_dropout, check_parameter_dtype, check_tensor, check_vector
 from cramkernels.dispatch import implementation
 from cramkernels.operator import make_operator, optional
-
-Tensor = torch.Tensor
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float) -> Tensor:
