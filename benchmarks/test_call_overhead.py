@@ -1,8 +1,8 @@
 """What a call costs before anything runs: from Python to the C++ launcher, with a launch hook that does nothing.
 
-What the machine does beside is not ours: figures are those of the fastest round. A call has to come under 10
-microseconds on the machine of the README; on any, under a multiple of what PyTorch's own layer norm of one short row
-takes there, in turns.
+What the machine does beside is not ours: figures are those of the fastest round. What is held, on
+any machine, is the multiple of what PyTorch's own layer norm of one short row takes there, in turns: 3.85 to 4.03 in
+five runs on two cores of an EPYC without AVX-512.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cramkernels import library
 from cramkernels.cuda import normalization
 from cramkernels.dispatch import simulate_backend
 
-CALLS, ROUNDS, CEILING = 200, 50, 5.0  # of calls of PyTorch's
+CALLS, ROUNDS, CEILING = 200, 50, 4.5  # of calls of PyTorch's
 
 
 def test_layer_norm_call_overhead(benchmark):
