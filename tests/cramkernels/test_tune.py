@@ -57,11 +57,9 @@ def test_every_kernel_has_a_row_for_every_part():
 def test_calls_without_rotation_have_rows_of_their_own():
     for kernel, longest, name in ((BACKWARD, 128, 128), (MID_BACKWARD, 512, 0)):
         x = torch.zeros(1, 64, dtype=torch.bfloat16)
-        assert configurations.tiling_for(kernel, x, longest) == ROWS[Key(kernel, 16, 64, name), 80]
-        own = ROWS[Key(kernel + UNROTATED, 16, 64, name), 80]
-        assert (
-            configurations.tiling_for(kernel, x, longest, rotated=False) == own != ROWS[Key(kernel, 16, 64, name), 80]
-        )
+        rotated, own = (ROWS[Key(key, 16, 64, name), 80] for key in (kernel, kernel + UNROTATED))
+        assert configurations.tiling_for(kernel, x, longest) == rotated != own
+        assert configurations.tiling_for(kernel, x, longest, rotated=False) == own
     narrow = torch.zeros(1, 32, dtype=torch.bfloat16)
     assert configurations.tiling_for(BACKWARD, narrow, 128, rotated=False) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
 
