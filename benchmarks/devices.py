@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -36,8 +37,9 @@ class Processor:
 
     @property
     def name(self) -> str:
-        """In words."""
-        return f"{processor()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        """In words. With what tells apart processors that call themselves the same: "AMD EPYC" is many."""
+        found = f"{processor()}{_family()} {torch.backends.cpu.get_cpu_capability()}"
+        return f"{found}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def stopwatch(self, calls: Sequence[Call], *, capture: bool = True) -> Stopwatch:
         """Each time: all calls once, one after the other."""
@@ -49,6 +51,16 @@ class Processor:
             return (self.clock() - started) / len(calls)
 
         return seconds
+
+
+def _family() -> str:
+    """The processor's family as CPUID numbers it, where Linux tells it, and a space before it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"^cpu family\s*: (\d+)", text, re.MULTILINE)
+    return f" family {found[1]}" if found else ""
 
 
 class Card:

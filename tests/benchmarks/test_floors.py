@@ -95,3 +95,13 @@ def test_keys():
     assert devices.key(devices.Processor(1)).endswith("-1-thread")
     assert devices.key(devices.Processor(2)).endswith("-2-threads")
     assert set(devices.key(devices.Processor())) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_processors_that_call_themselves_the_same_are_kept_apart(monkeypatch):
+    monkeypatch.setattr(devices, "processor", lambda: "AMD EPYC")
+    monkeypatch.setattr(devices, "_family", lambda: " family 25")
+    found = set()
+    for units in ("AVX2", "AVX512"):
+        monkeypatch.setattr(devices.torch.backends.cpu, "get_cpu_capability", lambda units=units: units)
+        found.add(devices.key(devices.Processor()))
+    assert found == {"amd-epyc-family-25-avx2-1-thread", "amd-epyc-family-25-avx512-1-thread"}
