@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cramming_train.masking import masking_counts
 from cramming_train.model import MaskedLM, parameter_count
-from cramming_train.optim.muon import ITERATIONS
+from cramming_train.optim.muon import COEFFICIENTS
 from cramming_train.optim.optimizer import matrices_of
 from cramming_train.recipes import Recipe
 
@@ -130,7 +130,7 @@ def _optimizer(parameters: int, matrices: list[tuple[int, int]], scaled: bool) -
     flops = 0
     for sides in matrices:
         short, long = sorted(sides)
-        flops += ITERATIONS * (4 * short * short * long + 2 * short**3)
+        flops += len(COEFFICIENTS) * (4 * short * short * long + 2 * short**3)
     return Operation(OPTIMIZER, "Muon and AdamW" if matrices else "AdamW", float(flops), moved)
 
 

@@ -8,7 +8,7 @@ import torch
 from cramming_train.checkpoint import optimizer_tensors, restore_optimizer
 from cramming_train.dry_step import dry_step
 from cramming_train.model import MaskedLM
-from cramming_train.optim.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalised
+from cramming_train.optim.muon import COEFFICIENTS, MARGIN, Muon, iterated, orthogonalised
 from cramming_train.optim.optimizer import Together, build_optimizer, matrices_of, set_learning_rate
 from cramming_train.recipes import ARCHITECTURES, TRAININGS, get_recipe
 from tests.model.cases import gradients, random_batch, random_model, small
@@ -21,9 +21,8 @@ MUON = dataclasses.replace(
 def by_singular_values(matrix):
     """The iteration acts on singular values alone: x -> a x + b x^3 + c x^5, once for each of them."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    s = s / matrix.norm()
-    for _ in range(ITERATIONS):
-        a, b, c = COEFFICIENTS
+    s = s / matrix.norm() / MARGIN
+    for a, b, c in COEFFICIENTS:
         s = a * s + b * s**3 + c * s**5
     return u @ torch.diag(s) @ v
 
@@ -37,6 +36,24 @@ def test_orthogonalised(shape):
     wide = orthogonalised(torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(1)))
     values = torch.linalg.svdvals(wide)
     assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_where_singular_values_end():
+    values = torch.logspace(-2, 0, 401, dtype=torch.float64)
+    ends = iterated(torch.diag(values / MARGIN)[None])[0].diagonal()
+    assert ends.min() > 0.71 and ends.max() < 1.28
+    fading = iterated(torch.diag(values / 100)[None])[0].diagonal()  # of what is smaller none is blown up
+    assert fading.min() > 0 and fading.max() < 1.28
+
+
+@pytest.mark.parametrize("rank", [1, 2, 24])
+def test_bf16_stays_within_the_margin(rank):
+    """One singular value of one is where rounding might lead out of the interval."""
+    generator = torch.Generator().manual_seed(rank)
+    x_BMN = torch.randn(50, 24, rank, generator=generator) @ torch.randn(50, rank, 64, generator=generator)
+    x_BMN /= MARGIN * x_BMN.norm(dim=(1, 2), keepdim=True)
+    values = torch.linalg.svdvals(iterated(x_BMN.bfloat16()).float())
+    assert values[:, 0].min() > 0.6 and values.max() < 1.4
 
 
 def test_of_zeros_it_makes_zeros():
@@ -82,7 +99,7 @@ def test_a_step_is_that_of_torch():
         theirs.grad = ours.grad.clone()
         first.step()
         second.step()
-    assert (ours - theirs).norm() < 0.05 * theirs.norm()
+    assert (ours - theirs).norm() < 0.3 * theirs.norm()  # both take singular values to one by some 30 %
 
 
 @pytest.mark.parametrize("name", ["cram", "crammed-bert", "bert-base"])
@@ -159,7 +176,7 @@ def test_what_a_step_costs():
     )  # fmt: skip
     assert adam.moment_bytes - muon.moment_bytes == 4 * 4 * 256 * (4 * 256 + 1024 + 512)
     square, wide, half = (4 * 256**2 * n + 2 * 256**3 for n in (256, 1024, 512))
-    assert muon.optimizer.flops == 4 * ITERATIONS * (4 * square + wide + half) and adam.optimizer.flops == 0
+    assert muon.optimizer.flops == 4 * len(COEFFICIENTS) * (4 * square + wide + half) and adam.optimizer.flops == 0
 
 
 def test_the_full_model_is_covered():
