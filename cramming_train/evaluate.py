@@ -114,7 +114,7 @@ def evaluate_suite(arguments: argparse.Namespace, device: torch.device) -> int:
     subject, recipe, folder = find_subject(arguments, device, suite)
     submission = Submission(folder) if arguments.predict_test else None
     data, scores = fine_tune_all(subject, recipe, suite, tasks, source, folder, device, submission)
-    print_scores(suite, subject.name, recipe.evaluation, scores)
+    print_scores(suite, recipe.evaluation, scores)
     if submission is not None:
         print("\n" + "\n".join(submission.write(suite, data, scores)))
     print(f"written to {folder}")
@@ -140,7 +140,7 @@ def evaluate_own_task(arguments: argparse.Namespace, device: torch.device) -> in
     print(f"task {task.name}: {kind}, {METRICS[task.metrics[0]].label}, from {', '.join(columns)}")
     keeper = BestModel(folder, subject, recipe.evaluation)
     _, scores = fine_tune_all(subject, recipe, suite, [task], Files(train, validation), folder, device, keeper)
-    print_scores(suite, subject.name, recipe.evaluation, scores)
+    print_scores(suite, recipe.evaluation, scores)
     print(
         f"written to {folder}, with the model of the best seed: python -m cramming_train.predict --model {folder} FILE"
     )
@@ -161,11 +161,11 @@ def fine_tune_all(
     return data, scores
 
 
-def print_scores(suite: Suite, name: str, settings: Evaluation, scores: Scores) -> None:
+def print_scores(suite: Suite, settings: Evaluation, scores: Scores) -> None:
     """The tables, and the headline in words."""
     blocks = [score_lines(suite, scores), summary_lines(suite, scores, settings.name)]
     if suite.published:
-        blocks.insert(1, comparison_lines(suite, name, scores))
+        blocks.insert(1, comparison_lines(suite, scores))
     for block in filter(None, blocks):
         print("\n" + "\n".join(block))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from cramming_train.evaluation.metrics import METRICS
@@ -11,7 +12,7 @@ from cramming_train.recipes import Evaluation
 
 
 def recipe_lines(settings: Evaluation, tasks: Sequence[Task]) -> list[str]:
-    """The whole fine-tuning recipe in words and numbers."""
+    """The whole fine-tuning recipe in words and numbers, 80 columns wide."""
     s = settings
     warmup = f"warm-up over {100 * s.warmup:g} % of each task's own steps"
     if s.warmup_steps is not None:
@@ -34,47 +35,51 @@ def recipe_lines(settings: Evaluation, tasks: Sequence[Task]) -> list[str]:
     ]
     if s.max_train_rows is not None:
         lines.append(f"  CAPPED: at most {s.max_train_rows} training rows a task, a fixed random choice")
-    return lines
+    return [part for line in lines for part in textwrap.wrap(line, 80, subsequent_indent="    ")]
 
 
 def score_lines(suite: Suite, scores: Scores) -> list[str]:
-    """One line per row with metric, median, spread (min and max over the seeds) and data; in percent."""
+    """One line per row with metric, median, spread (min and max over the seeds) and data; in percent.
+
+    80 columns wide. What does not fit stands in a second line under its row.
+    """
     labels = {row: suite.rows[row][1].label for row in scores.rows}
-    width = max([8, *map(len, labels.values())])
+    width = max([7, *map(len, labels.values())])
     lines = [
-        f"{'':{width}} {'metric':12} {'median':>7} {'min':>7} {'max':>7}  {'seeds':>5}  train / validation rows; "
-        "spread: min..max over the seeds"
+        f"{'':{width}} {'metric':14} {'median':>6} {'min':>6} {'max':>6} seeds  train / validation rows",
     ]
     for row, entry in scores.rows.items():
         metrics = " + ".join(METRICS[metric].label for metric in entry["metric"].split(" + "))
-        numbers = " ".join(f"{100 * entry[key]:7.1f}" for key in ("median", "min", "max"))
-        line = f"{labels[row]:{width}} {metrics:12} {numbers}  {len(entry['values']):5}  "
+        numbers = " ".join(f"{100 * entry[key]:6.1f}" for key in ("median", "min", "max"))
+        line = f"{labels[row]:{width}} {metrics:14} {numbers} {len(entry['values']):5}  "
         line += f"{entry['train_rows']} / {entry['validation_rows']}"
+        below = []
         if "metrics" in entry:
             parts = (f"{METRICS[metric].label} {100 * value:.1f}" for metric, value in entry["metrics"].items())
-            line += f"  (mean of {', '.join(parts)})"
+            below.append(f"mean of {', '.join(parts)}")
         if "capped_from" in entry:
-            line += f"  CAPPED from {entry['capped_from']} training rows"
+            below.append(f"CAPPED from {entry['capped_from']} training rows")
         elif not entry["complete"]:
             line += "  INCOMPLETE"
-        lines.append(line)
-    return lines
+        lines += [line, *(f"{'':{width}} ({remark})" for remark in below)]
+    return [*lines, "min and max are those over the seeds"]
 
 
-def comparison_lines(suite: Suite, name: str, scores: Scores) -> list[str]:
-    """The run's medians above published ones, in percent; a dash where there is none."""
+def comparison_lines(suite: Suite, scores: Scores) -> list[str]:
+    """The run's medians beside published ones, in percent; a dash where there is none. 80 columns wide."""
     own: dict[str, float] = {row: 100 * entry["median"] for row, entry in scores.rows.items()}
     if scores.mean is not None:
         own["mean"] = 100 * scores.mean
-    rows = {name: own, **suite.published}
+    columns = [own, *suite.published.values()]
     order = next(iter(suite.published.values()))  # as papers print them
-    columns = {row: suite.rows[row][1].label if row in suite.rows else row for row in order}
-    width = max(len(label) for label in rows)
-    lines = [" " * width + "".join(f"{label:>8}" for label in columns.values())]
-    for label, values in rows.items():
-        cells = (f"{values[column]:8.1f}" if column in values else f"{'-':>8}" for column in columns)
-        lines.append(f"{label:{width}}" + "".join(cells))
-    return lines
+    labels = {row: suite.rows[row][1].label if row in suite.rows else row for row in order}
+    width = max(map(len, labels.values()))
+    marks = [f"[{number}]" for number in range(1, len(columns))]
+    lines = [f"{'':{width}} {'this run':>9}" + "".join(f"{mark:>8}" for mark in marks)]
+    for row, label in labels.items():
+        cells = [f"{values[row]:.1f}" if row in values else "-" for values in columns]
+        lines.append(f"{label:{width}} {cells[0]:>9}" + "".join(f"{cell:>8}" for cell in cells[1:]))
+    return lines + [f"{mark} {name}" for mark, name in zip(marks, suite.published, strict=True)]
 
 
 def summary_lines(suite: Suite, scores: Scores, recipe: str) -> list[str]:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from cramming_train.evaluation.results import ResultLines, aggregate, write_scores
-from cramming_train.evaluation.suites import GLUE, SUPERGLUE
-from cramming_train.evaluation.table import comparison_lines, score_lines, summary_lines
+from cramming_train.evaluation.suites import GLUE, SUITES, SUPERGLUE
+from cramming_train.evaluation.table import comparison_lines, recipe_lines, score_lines, summary_lines
+from cramming_train.recipes import EVALUATIONS
 
 
 def line(name, seed, value, data="d", suite=GLUE, capped_from=None, **rows):
@@ -113,12 +114,27 @@ def test_scores_file(tmp_path):
 
 
 def test_table_is_in_percent_and_names_published_rows_as_such():
-    table = comparison_lines(GLUE, "my-run", aggregate(GLUE, full(), seeds=3))
-    assert table[1].startswith("my-run") and table[1].split()[1:] == ["60.0", "61.0", *["60.0"] * 7, "60.1"]
-    assert sum("(published)" in text for text in table) == 3
-    assert len({len(text) for text in table}) == 1
-    partial = comparison_lines(GLUE, "my-run", aggregate(GLUE, [line("rte", 0, 0.5)], seeds=1))
-    assert partial[1].split()[1:].count("-") == 9
+    table = comparison_lines(GLUE, aggregate(GLUE, full(), seeds=3))
+    assert table[0].split() == ["this", "run", "[1]", "[2]", "[3]"]
+    rows = {text.split()[0]: text.split()[1:] for text in table[1:11]}
+    assert rows["MNLI-m"] == ["60.0", "83.2", "83.9", "34.1"] and rows["mean"] == ["60.1", "80.9", "78.6", "45.5"]
+    assert [own for own, *_ in rows.values()] == ["60.0", "61.0", *["60.0"] * 7, "60.1"]
+    assert len({len(text) for text in table[:11]}) == 1
+    assert table[11:] == [f"[{n}] {name}" for n, name in enumerate(GLUE.published, 1)]
+    partial = comparison_lines(GLUE, aggregate(GLUE, [line("rte", 0, 0.5)], seeds=1))
+    assert sum(text.split()[1] == "-" for text in partial[1:11]) == 9
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
+def test_tables_are_80_columns_wide(suite):
+    lines = [
+        line(name, seed, 0.5, suite=suite, capped_from=400_000)
+        for name in suite.tasks for seed in range(5)
+    ]  # fmt: skip
+    scores = aggregate(suite, lines, seeds=5)
+    tables = [score_lines(suite, scores), recipe_lines(EVALUATIONS["glue-sane"], list(suite.tasks.values()))]
+    tables += [comparison_lines(suite, scores)] if suite.published else []
+    assert max(len(text) for table in tables for text in table) <= 80
 
 
 def test_the_spread_stands_beside_the_median():
@@ -126,8 +142,8 @@ def test_the_spread_stands_beside_the_median():
     scores = aggregate(GLUE, full(), seeds=3)
     assert (scores.rows["cola"]["min"], scores.rows["cola"]["max"]) == (0.5, 0.7)
     assert scores.mean_range == pytest.approx(((9 * 0.5 + 0.01) / 9, (9 * 0.7 + 0.01) / 9))
-    header, first = score_lines(GLUE, scores)[:2]
-    assert "min..max over the seeds" in header and first.split()[:5] == ["CoLA", "MCC", "60.0", "50.0", "70.0"]
+    _, first, *_, last = score_lines(GLUE, scores)
+    assert "over the seeds" in last and first.split()[:5] == ["CoLA", "MCC", "60.0", "50.0", "70.0"]
     headline = summary_lines(GLUE, scores, "glue-sane-original")[-1]
     assert headline == "GLUE mean: 60.1 (recipe glue-sane-original; of the medians; of single seeds 50.1..70.1)"
 
@@ -154,6 +170,9 @@ def test_superglue_averages_two_metrics_and_leaves_diagnostics_out():
     assert scores.rows["cb"]["metrics"] == pytest.approx({"accuracy": 0.8, "f1_macro": 0.4})
     assert scores.rows["axb"]["metric"] == "matthews_correlation" and scores.rows["axg"]["metric"] == "accuracy"
     assert scores.mean == pytest.approx(0.6) and len(SUPERGLUE.headline) == 8
-    table = {text.split()[0]: text for text in score_lines(SUPERGLUE, scores)[1:]}
-    assert "acc + macro F1" in table["CB"] and "(mean of acc 80.0, macro F1 40.0)" in table["CB"]
+    shown = score_lines(SUPERGLUE, scores)[1:]
+    table = {text.split()[0]: text for text in shown}
+    assert (
+        "acc + macro F1" in table["CB"] and "(mean of acc 80.0, macro F1 40.0)" in shown[shown.index(table["CB"]) + 1]
+    )
     assert table["AX-b"].split()[:3] == ["AX-b", "MCC", "61.0"]

@@ -22,7 +22,10 @@ def run(case, architecture, proof):
     assert_error_rule(results, plain(case, arguments), exact(case, arguments), case.dtype)
 
 
-@pytest.mark.parametrize("case", [*MLM_LOSS_CASES, *KERNEL_LOSS_CASES], ids=str)
+LONGEST_TO_RUN = pytest.param(MANY_TILES[0], marks=pytest.mark.exhaustive)  # half a minute
+
+
+@pytest.mark.parametrize("case", [*MLM_LOSS_CASES, *KERNEL_LOSS_CASES[:-1], LONGEST_TO_RUN], ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 

@@ -1,5 +1,6 @@
 """The command, with tiny runs of pretrain: finished cells are kept, a stopped one goes on, a failed one is named."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from cramming_train.study.text import characters_per_token
 from tests.training.helpers import TINY, command, environment, run, run_apart
 
 SET = " ".join(TINY)
+without_reports = functools.partial(run, report=False)
 LINES = [f"first: bert-tiny {SET}", f"second: bert-tiny {SET} training.peak_lr=2e-3 tokens=4096"]
 
 
-def compare(data, tmp_path, *more, lines=LINES, tokens=2048, run=run):
+def compare(data, tmp_path, *more, lines=LINES, tokens=2048, run=without_reports):
     return run("compare", "--recipes", *lines, "--tokens", tokens, "--data", data, "--out", tmp_path / "study",
                "--threads", 1, *more, tmp_path=tmp_path)  # fmt: skip
 

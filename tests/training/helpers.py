@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -11,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+
+import pytest
+
+from cramming_train.calibration import gemm_flops_per_second
 
 TINY = [
     "architecture.layers=2", "architecture.hidden=32", "architecture.heads=2", "architecture.ffn_hidden=64",
@@ -30,11 +35,22 @@ def command(module: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"cramming_train.{module}", *map(str, arguments)]
 
 
-def run(module: str, *arguments: object, tmp_path: Path) -> subprocess.CompletedProcess:
-    """Run a command to its end, within this process: one of its own would import PyTorch for seconds."""
+def run(module: str, *arguments: object, tmp_path: Path, report: bool = True) -> subprocess.CompletedProcess:
+    """Run a command to its end, within this process: one of its own would import PyTorch for seconds.
+
+    The machine's rate is measured once a process; without ``report`` no pictures are drawn, which takes seconds too.
+    """
     main = importlib.import_module(f"cramming_train.{module}").main
     before = dict(os.environ)
-    with redirect_stdout(StringIO()) as stdout, redirect_stderr(StringIO()) as stderr, chdir(tmp_path):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+        chdir(tmp_path),
+    ):
+        patch.setattr("cramming_train.pretrain.gemm_flops_per_second", _gemm_rate)
+        if not report:
+            patch.setattr("cramming_train.report.write_report", lambda _: None)
         os.environ.update(environment(tmp_path))
         try:
             status = main([str(argument) for argument in arguments])
@@ -44,6 +60,9 @@ def run(module: str, *arguments: object, tmp_path: Path) -> subprocess.Completed
             os.environ.clear()
             os.environ.update(before)
     return subprocess.CompletedProcess(arguments, status, stdout.getvalue(), stderr.getvalue())
+
+
+_gemm_rate = functools.cache(gemm_flops_per_second)
 
 
 def run_apart(module: str, *arguments: object, tmp_path: Path) -> subprocess.CompletedProcess:

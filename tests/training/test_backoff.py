@@ -169,9 +169,9 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("place")
 
 
-def test_the_command_survives_and_says_so(documentation_text, place):
+def test_the_command_survives_and_says_so(small_data, place):
     """A limit of 4 rows on a recipe of 8; and a run that was given 4 has the same weights."""
-    arguments = ["--tokens", "8000", "--data", str(documentation_text), "--set", *TINY]
+    arguments = ["--tokens", "8000", "--data", str(small_data.path), "--set", *TINY]
     script = LIMITED.replace("RANK", "1")
     result = subprocess.run(
         [sys.executable, "-c", script, *arguments, "--name", "limited"], env=environment(place), cwd=place,
@@ -179,7 +179,7 @@ def test_the_command_survives_and_says_so(documentation_text, place):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "out of memory at step 1: micro-batches of 4 rows instead of 8" in result.stderr
-    given = run("pretrain", *arguments, "training.micro_batch_size=4", "--name", "given", tmp_path=place)
+    given = run("pretrain", *arguments, "training.micro_batch_size=4", "--name", "given", tmp_path=place, report=False)
     assert given.returncode == 0, given.stderr
     limited, small = (place / "runs" / name for name in ("limited", "given"))
     assert summary(limited)["micro_batch_rows"] == summary(small)["micro_batch_rows"] == 4
@@ -189,10 +189,10 @@ def test_the_command_survives_and_says_so(documentation_text, place):
 
 
 @pytest.mark.exhaustive
-def test_processes_agree(documentation_text, place):
+def test_processes_agree(small_data, place):
     """Two of them; memory runs out in the second alone."""
     (place / "limited.py").write_text(LIMITED.replace("RANK", "torch.distributed.get_rank()"))
-    arguments = ["--tokens", "8000", "--data", str(documentation_text), "--name", "pair", "--set", *TINY]
+    arguments = ["--tokens", "8000", "--data", str(small_data.path), "--name", "pair", "--set", *TINY]
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", "limited.py",
          *arguments, "training.batch_size=16"],

@@ -31,15 +31,15 @@ def start_and_wait(arguments, place, name, seconds=120):
     raise AssertionError(f"no steps logged: {process.communicate()[1]}")
 
 
-def test_killed_and_resumed_equals_uninterrupted(place, documentation_text):
-    arguments = ["--tokens", 60_000, "--data", documentation_text, "--set", *TINY]
-    assert run("pretrain", *arguments, "--name", "whole", tmp_path=place).returncode == 0
+def test_killed_and_resumed_equals_uninterrupted(place, small_data):
+    arguments = ["--tokens", 30_000, "--data", small_data.path, "--set", *TINY]
+    assert run("pretrain", *arguments, "--name", "whole", tmp_path=place, report=False).returncode == 0
     process = start_and_wait(arguments, place, "killed")
     process.kill()
     process.communicate()
     # a second run of the same name is refused, a resume goes on
-    assert run("pretrain", *arguments, "--name", "killed", tmp_path=place).returncode == 2
-    result = run("pretrain", "--resume", "--name", "killed", tmp_path=place)
+    assert run("pretrain", *arguments, "--name", "killed", tmp_path=place, report=False).returncode == 2
+    result = run("pretrain", "--resume", "--name", "killed", tmp_path=place, report=False)
     assert result.returncode == 0, result.stderr
     assert final_tensors(place / "runs" / "killed") == final_tensors(place / "runs" / "whole")
     first, second = summary(place / "runs" / "whole"), summary(place / "runs" / "killed")
@@ -47,9 +47,9 @@ def test_killed_and_resumed_equals_uninterrupted(place, documentation_text):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_exit_cleanly(place, documentation_text, number):
+def test_signals_save_and_exit_cleanly(place, small_data, number):
     name = f"signal-{int(number)}"
-    process = start_and_wait(["--hours", 1, "--data", documentation_text, "--set", *TINY], place, name)
+    process = start_and_wait(["--hours", 1, "--data", small_data.path, "--set", *TINY], place, name)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -59,15 +59,15 @@ def test_signals_save_and_exit_cleanly(place, documentation_text, number):
     assert events[-1]["event"] == "interrupt" and steps[-1] == events[-1]["step"] > 0
 
 
-def test_a_damaged_checkpoint_is_named(place, documentation_text):
-    process = start_and_wait(["--hours", 1, "--data", documentation_text, "--set", *TINY], place, "damaged")
+def test_a_damaged_checkpoint_is_named(place, small_data):
+    process = start_and_wait(["--hours", 1, "--data", small_data.path, "--set", *TINY], place, "damaged")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     newest = sorted((place / "runs/damaged/checkpoints").glob("step-*"))[-1]
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (newest / "model.safetensors").write_bytes(content)
-    result = run("pretrain", "--resume", "--name", "damaged", tmp_path=place)
+    result = run("pretrain", "--resume", "--name", "damaged", tmp_path=place, report=False)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert re.search(r"error: damaged checkpoint .*model\.safetensors.*checksum", result.stderr)
     assert newest.exists()
