@@ -92,7 +92,7 @@ def dry_step(recipe: Recipe, rows: int, dtype: torch.dtype, device_type: str) ->
     workspace = _loss_workspace(masked, recipe, dtype, device_type)
     return DryStep(
         rows, rows * data.row_length, parameters, tuple(watch.operations),
-        _optimizer(parameters, matrices, scale is not None),
+        _optimizer(parameters, matrices, t.matrix_interval, scale is not None),
         parameter_bytes=4 * parameters,
         gradient_bytes=4 * parameters,
         moment_bytes=8 * parameters - 4 * sum(rows * columns for rows, columns in matrices),
@@ -117,8 +117,8 @@ def _loss_workspace(masked: int, recipe: Recipe, dtype: torch.dtype, device_type
     return min(masked * vocabulary * dtype.itemsize, limit) + cast
 
 
-def _optimizer(parameters: int, matrices: list[tuple[int, int]], scaled: bool) -> Operation:
-    """An update in fp32; ``matrices`` are those that Muon takes, AdamW takes the rest.
+def _optimizer(parameters: int, matrices: list[tuple[int, int]], interval: int, scaled: bool) -> Operation:
+    """An update in fp32; ``matrices`` are those that Muon takes, one step in ``interval``, AdamW takes the rest.
 
     The norm reads the gradients, clipping reads and writes them, and so does unscaling; the fused AdamW reads weights,
     gradients and two moments and writes all but the gradients. Muon has one moment, and passes over its update once
@@ -131,7 +131,7 @@ def _optimizer(parameters: int, matrices: list[tuple[int, int]], scaled: bool) -
     for sides in matrices:
         short, long = sorted(sides)
         flops += len(COEFFICIENTS) * (4 * short * short * long + 2 * short**3)
-    return Operation(OPTIMIZER, "Muon and AdamW" if matrices else "AdamW", float(flops), moved)
+    return Operation(OPTIMIZER, "Muon and AdamW" if matrices else "AdamW", flops / interval, moved)
 
 
 class Watch(TorchDispatchMode):

@@ -226,7 +226,7 @@ class Trainer:
             torch._foreach_mul_(gradients, rescale)
         limit = self.training.grad_clip if self.training.grad_clip is not None else float("inf")
         gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        set_learning_rate(self.optimizer, plan.learning_rate)
+        set_learning_rate(self.optimizer, plan.learning_rate, self.step)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return gradient_norm

@@ -163,7 +163,7 @@ def _train(
                 logits_BK = classifier(batch, step)
             loss = loss_of(logits_BK, batch.labels_B)
             numbers.scaled(loss).backward()
-            set_learning_rate(optimizer, rates[step])
+            set_learning_rate(optimizer, rates[step], step)
             numbers.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             loss_sum += loss.detach()

@@ -85,6 +85,8 @@ class Muon(torch.optim.Optimizer):
             gradients = [torch.where(skip, m, g) for m, g in zip(buffers, gradients, strict=True)]
             rate, decay = torch.where(skip, 0.0, rate), torch.where(skip, 1.0, decay)
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        if group["lr"] == 0:  # the momentum has taken it in, and nothing is to move
+            return
         updates = torch._foreach_lerp(gradients, buffers, momentum)
         steps_BMN = orthogonalised(torch.cat([update.view(-1, rows, columns) for update in updates]))
         steps_BMN *= -rate * max(1.0, rows / columns) ** 0.5

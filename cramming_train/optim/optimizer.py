@@ -34,13 +34,18 @@ def build_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimiz
     )  # fmt: skip
     for group in muon.param_groups:
         group["lr_share"] = training.matrix_lr / training.peak_lr
+        group["interval"] = training.matrix_interval
     return Together([muon, _adam(rest, training)])
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate; groups that have a share take that much of it."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, step: int) -> None:
+    """Set the learning rate of a step, counted from 0; groups that have a share take that much of it.
+
+    Groups with an interval n move in each n-th step alone, n times as far.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group.get("lr_share", 1.0)
+        n = group.get("interval", 1)
+        group["lr"] = learning_rate * group.get("lr_share", 1.0) * (n if (step + 1) % n == 0 else 0)
 
 
 def matrices_of(model: nn.Module) -> list[tuple[int, int]]:

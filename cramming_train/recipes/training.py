@@ -25,6 +25,7 @@ class Training:
     # the matrices of the blocks, AdamW on the rest
     peak_lr: float = 1e-3
     matrix_lr: float = 0.02  # of Muon: the spectral norm of a step
+    matrix_interval: int = 1  # of Muon: it moves in each n-th step, n times as far; small batches need no more
     momentum: float = 0.95  # of Muon
     embedding_lr: float | None = None  # None: peak_lr
     head_lr: float | None = None  # of the head transform and the decoder's bias; None: peak_lr
@@ -53,7 +54,7 @@ class Training:
         check_choice(self, optimizer=("adamw", "adam", "muon"), schedule=tuple(SCHEDULES))
         check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
-        check_positive(self, "matrix_lr")
+        check_positive(self, "matrix_lr", "matrix_interval")
         check_positive_or_none(self, "embedding_lr", "head_lr")
         check_share(self, "momentum")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")

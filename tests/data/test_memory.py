@@ -59,7 +59,7 @@ def measure(source, tmp_path, processes: int) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [2, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_peak_does_not_grow_with_the_corpus(processes, sources, tmp_path):
     """Any pass that held the text would grow by all of it; a third of that is the noise of allocators."""
     peaks = {}

@@ -22,7 +22,11 @@ def wait_for_lines(path, number, process):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "status", "message"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_killed_in_the_middle(number, status, message, toy_runs, toy_glue, tmp_path):
     """Finished fine-tunings stay, the rest follows, and the scores are those of an evaluation in one piece."""

@@ -79,10 +79,33 @@ def test_three_steps_by_hand():
             step = torch.cat([by_singular_values(b) * max(1, b.shape[0] / b.shape[1]) ** 0.5 for b in blocks])
             matrix_lr = 30 * lr
             weights[name] = weights[name] * (1 - matrix_lr * 0.1) - matrix_lr * step
-        set_learning_rate(optimizer, lr)
+        set_learning_rate(optimizer, lr, 0)
         optimizer.step()
         for name, p in matrices.items():
             torch.testing.assert_close(p.detach(), weights[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+def test_with_an_interval_it_moves_in_each_third_step_three_times_as_far():
+    """And the momentum takes in every gradient; AdamW moves in every step."""
+    architecture = small("cram", layers=1)
+    moved = {}
+    for interval in (1, 3):
+        model, batch = random_model(architecture, dtype=torch.float32), random_batch(architecture)
+        optimizer = build_optimizer(model, dataclasses.replace(MUON, matrix_interval=interval, weight_decay=0.0))
+        matrix, embedding = model.encoder.blocks[0].qkv.weight, model.encoder.embedding.tokens.weight
+        gradients_of(model, batch)
+        moved[interval] = []
+        for step in range(7):
+            before = matrix.detach().clone(), embedding.detach().clone()
+            set_learning_rate(optimizer, 1e-3, step)
+            optimizer.step()
+            moved[interval].append(matrix.detach() - before[0])
+            assert not embedding.detach().equal(before[1])
+    # the gradient is the same in each step, and so is its orthogonalised momentum
+    moves = [step.abs().max() > 0 for step in moved[3]]
+    assert moves == [False, False, True, False, False, True, False]
+    torch.testing.assert_close(moved[3][2], sum(moved[1][:3]), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(moved[3][5], sum(moved[1][3:6]), rtol=1e-3, atol=1e-5)
 
 
 def test_a_step_is_that_of_torch():
@@ -148,7 +171,7 @@ def test_its_state_goes_through_a_checkpoint():
         optimizer = build_optimizer(model, MUON)
         for step in range(3):
             gradients_of(model, batch)
-            set_learning_rate(optimizer, 1e-3)
+            set_learning_rate(optimizer, 1e-3, step)
             optimizer.step()
             if step == stop_after:
                 kept = {key: value.clone() for key, value in optimizer_tensors(model, optimizer).items()}
@@ -176,6 +199,11 @@ def test_what_a_step_costs():
     )  # fmt: skip
     assert adam.moment_bytes - muon.moment_bytes == 4 * 4 * 256 * (4 * 256 + 1024 + 512)
     square, wide, half = (4 * 256**2 * n + 2 * 256**3 for n in (256, 1024, 512))
+    third = dry_step(
+        dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, matrix_interval=3)), 1,
+        torch.float32, "cpu",
+    )  # fmt: skip
+    assert third.optimizer.flops == muon.optimizer.flops / 3
     assert muon.optimizer.flops == 4 * len(COEFFICIENTS) * (4 * square + wide + half) and adam.optimizer.flops == 0
 
 

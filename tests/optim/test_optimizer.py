@@ -87,7 +87,7 @@ def test_three_steps_by_hand(name):
             second[name] = beta2 * second[name] + (1 - beta2) * gradient**2
             step_size = first[name] / (1 - beta1**step)
             weights[name] -= lr * step_size / ((second[name] / (1 - beta2**step)).sqrt() + eps)
-        set_learning_rate(optimizer, lr)
+        set_learning_rate(optimizer, lr, 0)
         optimizer.step()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-9, atol=1e-12, msg=f"{name} {step}")
@@ -98,7 +98,7 @@ def test_learning_rates_of_their_own():
     training = dataclasses.replace(TRAININGS["bert-o4"], embedding_lr=4e-3, head_lr=5e-4)
     model = random_model(small("bert-base"), dtype=torch.float32)
     optimizer = build_optimizer(model, training)
-    set_learning_rate(optimizer, 1e-4)  # a tenth of the peak
+    set_learning_rate(optimizer, 1e-4, 0)  # a tenth of the peak
     found = {name: group["lr"] for group in optimizer.param_groups for name in names_in(model, group)}
     assert found.keys() == dict(model.named_parameters()).keys()
     for name, lr in found.items():
@@ -109,7 +109,7 @@ def test_learning_rates_of_their_own():
 
 def test_the_learning_rate_is_that_of_all_groups():
     optimizer = build_optimizer(random_model(small("bert-base"), dtype=torch.float32), TRAININGS["bert-o4"])
-    set_learning_rate(optimizer, 0.125)
+    set_learning_rate(optimizer, 0.125, 0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 

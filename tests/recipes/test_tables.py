@@ -46,7 +46,7 @@ ADAMW = {
     "optimizer": "adamw", "betas": (0.9, 0.98), "eps": 1e-12, "weight_decay": 0.01, "grad_clip": None, "warmup": 0.0,
     "batch_ramp": 0.0, "micro_batch_size": 128, "random_share": 0.1, "keep_share": 0.1, "dropout": False,
     "precision": "fp16", "compile": "auto", "cuda_graph": True, "matrix_lr": 0.02, "momentum": 0.95,
-    "embedding_lr": None, "head_lr": None, "cooldown": 0.4, "z_loss": 0.0, "unigram_bias": False,
+    "matrix_interval": 1, "embedding_lr": None, "head_lr": None, "cooldown": 0.4, "z_loss": 0.0, "unigram_bias": False,
 }  # fmt: skip
 QUARTER = {"masking_rate": 0.25, "masking_rate_final": 0.25}
 BERT_RATE = {"masking_rate": 0.15, "masking_rate_final": 0.15}

@@ -46,7 +46,7 @@ def test_killed_and_resumed_equals_uninterrupted(place, small_data):
     assert first["validation_loss"] == second["validation_loss"] and first["tokens"] == second["tokens"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_signals_save_and_exit_cleanly(place, small_data, number):
     name = f"signal-{int(number)}"
     process = start_and_wait(["--hours", 1, "--data", small_data.path, "--set", *TINY], place, name)
