@@ -11,6 +11,8 @@ Every backend draws dropout masks from these counters, so masks agree bit for bi
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 ATTENTION_STREAM, ELEMENTWISE_STREAM = 0, 1
@@ -18,6 +20,8 @@ _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
+REMEMBERED = 16  # masks of the last calls on a CPU: the backward asks for what the forward drew ...
+LONGEST_REMEMBERED = 512  # ... and of attention those that are small
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -27,12 +31,13 @@ def philox(counter: Words, key: tuple[torch.Tensor, torch.Tensor]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap, and wrapping keeps all 64 bits of the unsigned 32 x 32 product
+        # int64 products wrap, and wrapping keeps all 64 bits of the unsigned 32 x 32 product; of c1 and c3 the upper
+        # half may hold anything until it is cut off with that of what they are combined with
         product0, product1 = c0 * _M0, c2 * _M1
-        high0, high1 = (product0 >> 32) & _MASK, (product1 >> 32) & _MASK
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, product1 & _MASK, high0 ^ c3 ^ k1, product0 & _MASK
+        c0, c1 = ((product1 >> 32) ^ (c1 ^ k0)) & _MASK, product1
+        c2, c3 = ((product0 >> 32) ^ (c3 ^ k1)) & _MASK, product0
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def random_words(seed: torch.Tensor, head: torch.Tensor, row: torch.Tensor, block: torch.Tensor, stream: int):
@@ -47,7 +52,18 @@ def keep_threshold(dropout_p: float) -> int:
 
 
 def elementwise_keep(seed: torch.Tensor, rows: int, columns: int, dropout_p: float) -> torch.Tensor:
-    """Mask of kept elements, bool [rows, columns]."""
+    """Mask of kept elements, bool [rows, columns]; on a CPU shared with later calls, so not to be written to."""
+    if seed.is_cpu:
+        return _elementwise_on_cpu(int(seed), rows, columns, dropout_p)
+    return _elementwise_keep(seed, rows, columns, dropout_p)
+
+
+@functools.lru_cache(REMEMBERED)
+def _elementwise_on_cpu(seed: int, rows: int, columns: int, dropout_p: float) -> torch.Tensor:
+    return _elementwise_keep(torch.tensor(seed), rows, columns, dropout_p)
+
+
+def _elementwise_keep(seed: torch.Tensor, rows: int, columns: int, dropout_p: float) -> torch.Tensor:
     row = torch.arange(rows, device=seed.device).unsqueeze(1)
     block = torch.arange((columns + 3) // 4, device=seed.device).unsqueeze(0)
     words = random_words(seed, torch.zeros_like(block), row, block, ELEMENTWISE_STREAM)
@@ -57,7 +73,21 @@ def elementwise_keep(seed: torch.Tensor, rows: int, columns: int, dropout_p: flo
 def attention_keep(
     seed: torch.Tensor, starts_B: torch.Tensor, heads: int, length: int, dropout_p: float, first_head: int = 0
 ):
-    """Mask of kept probabilities, bool [B, H, S, S], of sequences that begin at packed rows ``starts_B``."""
+    """Mask of kept probabilities, bool [B, H, S, S], of sequences that begin at packed rows ``starts_B``.
+
+    On a CPU shared with later calls, so not to be written to.
+    """
+    if seed.is_cpu and length <= LONGEST_REMEMBERED:
+        return _attention_on_cpu(int(seed), tuple(starts_B.tolist()), heads, length, dropout_p, first_head)
+    return _attention_keep(seed, starts_B, heads, length, dropout_p, first_head)
+
+
+@functools.lru_cache(REMEMBERED)
+def _attention_on_cpu(seed: int, starts: tuple[int, ...], *shape_and_p):
+    return _attention_keep(torch.tensor(seed), torch.tensor(starts), *shape_and_p)
+
+
+def _attention_keep(seed: torch.Tensor, starts_B: torch.Tensor, heads: int, length: int, dropout_p: float, first_head):
     device = seed.device
     start = starts_B.to(torch.int64).view(-1, 1, 1, 1)
     head = torch.arange(first_head, first_head + heads, device=device).view(1, -1, 1, 1)
