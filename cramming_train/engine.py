@@ -19,7 +19,13 @@ from cramming_train.loader import RowStream
 from cramming_train.masking import MaskingCounts, mask_rows, masking_counts
 from cramming_train.model import MaskedLM, sequence_boundaries
 from cramming_train.optim.optimizer import build_optimizer, set_learning_rate
-from cramming_train.optim.schedules import batch_size_at, learning_rate_factor, masking_rate_at, micro_batches_at
+from cramming_train.optim.schedules import (
+    batch_size_at,
+    learning_rate_factor,
+    masking_rate_at,
+    micro_batches_at,
+    window_at,
+)
 from cramming_train.precision import Precision
 from cramming_train.prefetch import BatchRows, Prefetch, SideStream
 from cramming_train.recipes import Training
@@ -37,6 +43,7 @@ class StepPlan:
     masking: MaskingCounts
     micro_rows: int  # rows of one micro-batch in one process
     micro_batches: int  # per process
+    window: int | None = None  # |i - j| that attention reaches
 
     def rows(self, world: World) -> int:
         """Rows of the whole step over all processes."""
@@ -118,6 +125,7 @@ class Trainer:
             masking=masking_counts(self.row_length, rate, t.random_share, t.keep_share),
             micro_rows=micro_rows,
             micro_batches=micro_batches,
+            window=window_at(fraction, first=t.first_window, growth=t.window_growth, row_length=self.row_length),
         )
 
     def train_step(self, plan: StepPlan, stop: Callable[[], str | None]) -> StepResult | None:
@@ -188,6 +196,8 @@ class Trainer:
         options = {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
         if self.training.z_loss:
             options["z_loss"] = self.training.z_loss
+        if plan.window is not None:
+            options["window"] = plan.window
         return arguments, options
 
     def _read_rows(self, first_row: int, count: int, _next_row: int | None = None) -> BatchRows:

@@ -160,6 +160,7 @@ class Loop:
             "learning_rate": plan.learning_rate,
             "batch_rows": result.rows,
             "masking_rate": plan.masking_rate,
+            **({} if plan.window is None else {"attention_window": plan.window}),
             "fraction": fraction,
             "tokens_per_second": tokens_per_second,
             "model_flops_utilization": tokens_per_second * rate / self.gemm_rate,
@@ -178,6 +179,7 @@ class Loop:
                 device=trainer.device,
                 max_rows=VALIDATION_ROWS.get(trainer.device.type, 128),
                 autocast_dtype=trainer.precision.dtype,
+                window=trainer.plan(self.budget.fraction()).window,
             )
             self.log.write("validation", step=trainer.step, **{**result, "tokens": trainer.tokens}, **self.spent())
             self.display.message(

@@ -24,12 +24,14 @@ def held_out_loss(
     device: torch.device,
     max_rows: int | None = None,
     autocast_dtype: torch.dtype | None = None,
+    window: int | None = None,
 ) -> dict[str, Any]:
     """Mean cross-entropy (nats) and accuracy over the masked positions of held-out rows.
 
     15 % of the positions of every row, of these 80 % shown as <mask>, 10 % as random ids, 10 % unchanged (BERT's
     rule), dropout off. Masks are drawn on the CPU from a row's place among the evaluated rows alone: the same for every
-    model and machine. With ``max_rows`` the rows are spread evenly over all held-out rows.
+    model and machine. With ``max_rows`` the rows are spread evenly over all held-out rows. ``window`` as in
+    :meth:`Encoder.forward`, for a model that is trained with one at present.
 
     Returns:
         loss, accuracy, tokens (predicted positions), rows (evaluated rows).
@@ -47,7 +49,7 @@ def held_out_loss(
         ids_T, labels_M, positions_M = (tensor.to(device) for tensor in batch)
         cu_seqlens, max_seqlen = sequence_boundaries(ids_BS, document_attention=model.architecture.document_attention)
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
-            result = model(ids_T, labels_M, positions_M, cu_seqlens.to(device), max_seqlen)
+            result = model(ids_T, labels_M, positions_M, cu_seqlens.to(device), max_seqlen, window=window)
         loss_sum += (result.loss - result.z_loss).double() * labels_M.numel()
         correct += result.num_correct
     model.train(was_training)

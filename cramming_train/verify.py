@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class _Proof:
         plan = trainer.plan(0.0)
         self.rows = min(plan.micro_rows, ROWS)
         plan = dataclasses.replace(plan, micro_rows=self.rows)
+        self.window = plan.window
         self.batches = [trainer.micro_batch_inputs(plan, number)[0] for number in range(steps)]
         exact_dtype = torch.float64 if trainer.precision.gemm_dtype == torch.float32 else torch.float32
         exact_model = copy.deepcopy(trainer.model).to(exact_dtype)
@@ -109,8 +111,10 @@ class _Proof:
             self.weights.append([p.detach().to("cpu", torch.float32, copy=True) for p in exact_model.parameters()])
             self._load(self.weights[-1])
             with _exact_products():
-                self.exact.append(_results(exact_model, lambda *a: plain_loss(exact_model, *a), batch, 1.0))
-            plain.append(self._in_own_format(lambda *a: plain_loss(self.model, *a), batch))
+                self.exact.append(
+                    _results(exact_model, partial(plain_loss, exact_model, window=plan.window), batch, 1.0)
+                )
+            plain.append(self._in_own_format(partial(plain_loss, self.model, window=plan.window), batch))
             _descend(exact_model, batch, trainer.training.peak_lr)
         self.allowed = self._allowed(self._errors(plain))
 
@@ -119,7 +123,9 @@ class _Proof:
         results = []
         for weights, batch in zip(self.weights, self.batches, strict=True):
             self._load(weights)
-            results.append(self._in_own_format(lambda *a: self.model(*a, grad_scale=self._scale).loss, batch))
+            results.append(
+                self._in_own_format(lambda *a: self.model(*a, grad_scale=self._scale, window=self.window).loss, batch)
+            )
         shares = {name: error / self.allowed[name] for name, error in self._errors(results).items()}
         return max(shares.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 

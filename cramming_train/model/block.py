@@ -32,7 +32,13 @@ class Block(nn.Module):
         self.ffn_out = nn.Linear(a.ffn_inner, a.hidden, bias=a.linear_bias)
 
     def attend(
-        self, y_TN: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int, rope: Rope, seeds: DropoutSeeds
+        self,
+        y_TN: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        rope: Rope,
+        window: int | None,
+        seeds: DropoutSeeds,
     ) -> torch.Tensor:
         """Attention before its output projection, [T, N]."""
         a = self.architecture
@@ -40,7 +46,7 @@ class Block(nn.Module):
         if a.qk_norm:  # Henry et al. 2020, "Query-key normalization for transformers", with RMS in place of L2
             qkv_T3HD = torch.cat([rms_norm(qkv_T3HD[:, :2], (a.head_dim,)), qkv_T3HD[:, 2:]], dim=1)
         dropout = seeds.options(a.attention_dropout)
-        return attention(qkv_T3HD, cu_seqlens, max_seqlen, rope=rope, window=a.window, **dropout).flatten(1)
+        return attention(qkv_T3HD, cu_seqlens, max_seqlen, rope=rope, window=window, **dropout).flatten(1)
 
     def feed_forward(self, y_TN: torch.Tensor) -> torch.Tensor:
         """W_2 of the (gated) GELU of W_1 y."""

@@ -35,6 +35,7 @@ class Encoder(nn.Module):
         *,
         positions_M: torch.Tensor | None = None,
         dropout_seed: int | torch.Tensor | None = None,
+        window: int | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last norm.
 
@@ -44,6 +45,7 @@ class Encoder(nn.Module):
             positions_M: rows wanted. The last block's output projection, norms and FFN then run on these alone, which
                 gives the same hidden states (with dropout: the same distribution) for less work.
             dropout_seed: turns dropout on; every site takes the next of seed, seed + 1, ...
+            window: keeps |i - j| <= window in attention, beside the architecture's own.
 
         Returns:
             [T, N], or [M, N] with positions.
@@ -55,9 +57,12 @@ class Encoder(nn.Module):
             raise ValueError(f"max_seqlen: got {max_seqlen}, want at most max_length = {self.architecture.max_length}")
         seeds = DropoutSeeds(dropout_seed)
         rope = (self.rope_cos, self.rope_sin) if self.architecture.positions == "rope" else None
+        own = self.architecture.window
+        if window is None or own is not None and own < window:
+            window = own
         x_TN = self.embedding(ids_T, cu_seqlens, seeds)
         run = self._pre_norm if self.architecture.norm == "pre" else self._post_norm
-        return run(x_TN, (cu_seqlens, max_seqlen, rope), positions_M, seeds)
+        return run(x_TN, (cu_seqlens, max_seqlen, rope, window), positions_M, seeds)
 
     def _pre_norm(self, residual, sequences, positions_M, seeds: DropoutSeeds) -> torch.Tensor:
         """h = h + Drop(A(LN1 h)); h = h + Drop(F(LN2 h)): y is the normalised h, residual is h itself."""

@@ -48,10 +48,13 @@ class MaskedLM(nn.Module):
         dropout_seed: int | torch.Tensor | None = None,
         grad_scale: torch.Tensor | None = None,
         z_loss: float = 0.0,
+        window: int | None = None,
     ) -> MLMLoss:
         """Loss at the masked positions. For ``grad_scale`` (the loss scaler's) and ``z_loss`` see
-        :func:`cramkernels.mlm_loss`."""
-        hidden_MN = self.encoder(ids_T, cu_seqlens, max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed)
+        :func:`cramkernels.mlm_loss`, for the rest :meth:`Encoder.forward`."""
+        hidden_MN = self.encoder(
+            ids_T, cu_seqlens, max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed, window=window
+        )
         return mlm_loss(
             self._transformed(hidden_MN),
             self._decoder,

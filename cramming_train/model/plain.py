@@ -15,7 +15,14 @@ from cramming_train.model.masked_lm import MaskedLM
 
 
 def plain_loss(
-    model: MaskedLM, ids_T: Tensor, labels_M: Tensor, positions_M: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    model: MaskedLM,
+    ids_T: Tensor,
+    labels_M: Tensor,
+    positions_M: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    *,
+    window: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy at the masked positions, a scalar that gradients flow from.
 
@@ -23,28 +30,29 @@ def plain_loss(
         model: gives architecture and weights. The other arguments are those of its forward, of full rows: T is a
             multiple of ``max_seqlen``, and sequences do not cross rows.
     """
-    return _Plain(model, cu_seqlens, ids_T.shape[0], max_seqlen).loss(ids_T, labels_M, positions_M)
+    return _Plain(model, cu_seqlens, ids_T.shape[0], max_seqlen, window).loss(ids_T, labels_M, positions_M)
 
 
 class _Plain:
     """One batch's forward."""
 
-    def __init__(self, model: MaskedLM, cu_seqlens: Tensor, tokens: int, row_length: int):
+    def __init__(self, model: MaskedLM, cu_seqlens: Tensor, tokens: int, row_length: int, window: int | None):
         if tokens % row_length:
             raise ValueError(f"ids_T: got {tokens} tokens, want full rows of max_seqlen = {row_length}")
         self.model, self.a = model, model.architecture
         sequence_T, position_T, _ = token_positions(cu_seqlens, tokens)
         self.position_BS = position_T.view(-1, row_length)
-        self.visible = self._visible(sequence_T.view(-1, row_length))
+        windows = [w for w in (window, self.a.window) if w is not None]
+        self.visible = self._visible(sequence_T.view(-1, row_length), windows)
 
-    def _visible(self, sequence_BS: Tensor) -> Tensor | None:
+    def _visible(self, sequence_BS: Tensor, windows: list[int]) -> Tensor | None:
         """Which key each query sees, [B, 1, S, S] or [S, S]; None where all see all."""
         visible = None
         if self.a.document_attention:
             visible = (sequence_BS.unsqueeze(2) == sequence_BS.unsqueeze(1)).unsqueeze(1)
-        if self.a.window is not None:
+        for window in windows:
             index = torch.arange(sequence_BS.shape[1], device=sequence_BS.device)
-            near = (index[:, None] - index[None, :]).abs() <= self.a.window
+            near = (index[:, None] - index[None, :]).abs() <= window
             visible = near if visible is None else visible & near
         return visible
 

@@ -81,6 +81,19 @@ def masking_rate_at(fraction: float, start: float, end: float) -> float:
     return start + (end - start) * min(max(fraction, 0.0), 1.0)
 
 
+def window_at(fraction: float, *, first: int | None, growth: float, row_length: int) -> int | None:
+    """|i - j| that attention reaches: ``first``, doubled at equal intervals, and None (all) from ``growth`` on.
+
+    A narrow window shows a young model its neighbours first, which decide most of what it can learn then (after the
+    window warm-up of Jordan et al. 2024, github.com/KellerJordan/modded-nanogpt). Few windows are few kernels to
+    capture.
+    """
+    if first is None or fraction >= growth or first >= row_length:
+        return None
+    widths = math.ceil(math.log2(row_length / first))
+    return first << min(int(fraction / growth * widths), widths - 1)
+
+
 def micro_batches_at(rows: int, unit: int, micro_rows: int, processes: int) -> int:
     """Micro-batches of ``micro_rows`` rows, per process, of a step of ``rows``.
 

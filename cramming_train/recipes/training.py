@@ -41,6 +41,8 @@ class Training:
     micro_batch_size: int = 128
     masking_rate: float = 0.25  # at the start ...
     masking_rate_final: float = 0.25  # ... and at the end, linear between
+    first_window: int | None = None  # |i - j| that attention reaches at the start; null: whole rows at once ...
+    window_growth: float = 0.5  # ... it doubles, to whole rows from this fraction of the budget on
     random_share: float = 0.1  # of the masked positions, shown as a random token
     keep_share: float = 0.1  # of the masked positions, shown unchanged
     z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
@@ -55,7 +57,7 @@ class Training:
         check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
         check_positive(self, "matrix_lr", "matrix_interval")
-        check_positive_or_none(self, "embedding_lr", "head_lr")
+        check_positive_or_none(self, "embedding_lr", "head_lr", "first_window")
         check_share(self, "momentum")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
         check_betas(self)
@@ -65,6 +67,8 @@ class Training:
             raise ValueError(f"training.cooldown: got {self.cooldown}, want more than 0, at most 1 - warmup")
         if not 0 <= self.batch_ramp <= 1:
             raise ValueError(f"training.batch_ramp: got {self.batch_ramp}, want a number in [0, 1]")
+        if not 0 < self.window_growth <= 1:
+            raise ValueError(f"training.window_growth: got {self.window_growth}, want a number in (0, 1]")
         if self.random_share + self.keep_share > 1:
             raise ValueError("training.random_share + keep_share: more than 1")
 

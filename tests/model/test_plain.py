@@ -1,5 +1,7 @@
 """The shipped plain loss against the model and against the tests' own plain model, for every architecture."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -26,6 +28,20 @@ def test_loss_and_gradients(name):
     torch.testing.assert_close(plain, oracle, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(plain, ours, rtol=1e-9, atol=1e-11)
     assert_same(gradients(model, plain), gradients(model, ours), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["crammed-bert", "bert-base", "rope, documents", "window"])
+def test_a_window_of_the_day(name):
+    """Beside the architecture's own: the narrower counts. The same weights see more with a wider one."""
+    model, batch = random_model(CASES[name]), random_batch(CASES[name])
+    plain, ours = plain_loss(model, *batch.arguments, window=2), model(*batch.arguments, window=2).loss
+    torch.testing.assert_close(plain, ours, rtol=1e-9, atol=1e-11)
+    assert_same(gradients(model, plain), gradients(model, ours), rtol=1e-8, atol=1e-10)
+    narrow = dataclasses.replace(CASES[name], window=2)
+    own = random_model(narrow)
+    own.load_state_dict(model.state_dict())
+    assert own(*batch.arguments).loss.equal(ours) and not model(*batch.arguments).loss.equal(ours)
+    assert model(*batch.arguments, window=13).loss.equal(model(*batch.arguments).loss)
 
 
 def test_rows_have_to_be_full():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cramming_train.optim.schedules import SCHEDULES, batch_size_at, learning_rate_factor, masking_rate_at
+from cramming_train.optim.schedules import SCHEDULES, batch_size_at, learning_rate_factor, masking_rate_at, window_at
 from cramming_train.recipes import TRAININGS
 
 FRACTIONS = [*np.linspace(0, 1, 97), 1e-9, 0.06, 0.25, 0.5, 0.599999, 0.6, 0.75, 1 - 1e-9]
@@ -101,3 +101,28 @@ def test_masking_rate():
         assert masking_rate_at(t, 0.3, 0.15) == pytest.approx(0.3 * (1 - t) + 0.15 * t)
         assert masking_rate_at(t, 0.25, 0.25) == pytest.approx(0.25)
     assert masking_rate_at(-1, 0.3, 0.15) == 0.3 and masking_rate_at(2, 0.3, 0.15) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("first, growth, row_length", [(4, 0.5, 128), (1, 1.0, 128), (3, 0.25, 100), (64, 0.1, 128)])
+def test_window(first, growth, row_length):
+    """Doubled at equal intervals: each as long as the others, the last of them less than a row, then all."""
+    fractions = np.linspace(0, 1, 9601)[:-1]
+    windows = [window_at(float(t), first=first, growth=growth, row_length=row_length) for t in fractions]
+    assert all((w is None) == (t >= growth) for w, t in zip(windows, fractions, strict=True))
+    seen = [w for w in windows if w is not None]
+    expected = [first]
+    while 2 * expected[-1] < row_length:
+        expected.append(2 * expected[-1])
+    assert seen == sorted(seen) and sorted(set(seen)) == expected
+    shares = [seen.count(w) / len(seen) for w in expected]
+    assert shares == pytest.approx([1 / len(expected)] * len(expected), abs=0.002)
+
+
+def test_no_window():
+    for t in (0.0, 0.3, 1.0):
+        assert window_at(t, first=None, growth=0.5, row_length=128) is None
+        assert window_at(t, first=128, growth=0.5, row_length=128) is None
+    assert (
+        window_at(0.6, first=4, growth=0.5, row_length=128) is None
+        and window_at(1.2, first=4, growth=1, row_length=128) is None
+    )

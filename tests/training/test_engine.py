@@ -109,6 +109,17 @@ def test_plans_follow_the_schedules_and_the_tokens_left(small_data):
     assert t.plan(1.0, tokens_left=3 * 8 * 32).micro_batches == 3 and t.plan(1.0, tokens_left=1).micro_batches == 1
 
 
+def test_the_window_of_the_plan_reaches_attention(small_data):
+    """Narrow at the start: the loss is that of the model with this window; whole rows from half of the budget on."""
+    t = trainer(small_data, dataclasses.replace(TRAINING, first_window=2, window_growth=0.5))
+    assert [t.plan(f).window for f in (0.0, 0.13, 0.26, 0.38, 0.5, 1.0)] == [2, 4, 8, 16, None, None]
+    arguments, options = t.micro_batch_inputs(t.plan(0.0), 0)
+    assert options["window"] == 2 and "window" not in t.micro_batch_inputs(t.plan(0.7), 0)[1]
+    expected = t.model(*arguments, window=2).loss.detach()
+    step = t.train_step(dataclasses.replace(t.plan(0.0), micro_batches=1), never)
+    assert step.loss.equal(expected)
+
+
 def test_z_loss_is_a_part_of_the_loss(small_data):
     """Its weight times the mean squared log-sum-exp of the logits (Chowdhery et al. 2022)."""
     plain, penalised = trainer(small_data), trainer(small_data, dataclasses.replace(TRAINING, z_loss=0.01))

@@ -137,7 +137,8 @@ def test_the_protocol_has_not_changed():
     class Recorder(torch.nn.Module):
         architecture, vocab_size = small("crammed-bert"), VOCAB
 
-        def forward(self, ids_T, labels_M, positions_M, cu_seqlens, max_seqlen):
+        def forward(self, ids_T, labels_M, positions_M, cu_seqlens, max_seqlen, *, window):
+            assert window is None
             seen.append(torch.cat([ids_T, positions_M]))
             return MLMLoss(*torch.zeros(4, dtype=torch.int64))
 

@@ -70,7 +70,7 @@ def test_nan_is_no_number_that_passes(small_data, stand_in_kernels):
 def test_wrong_references_end_the_run(small_data, monkeypatch):
     """Nothing is left to fall back to, so that nothing is trained."""
     right = verify_module.plain_loss
-    monkeypatch.setattr(verify_module, "plain_loss", lambda *a: right(*a) * 1.01)
+    monkeypatch.setattr(verify_module, "plain_loss", lambda *a, **options: right(*a, **options) * 1.01)
     with pytest.raises(RunError, match=r"results are wrong on this machine: .* with the reference operations too"):
         verify(trainer(small_data))
 
