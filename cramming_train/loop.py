@@ -160,7 +160,7 @@ class Loop:
             "learning_rate": plan.learning_rate,
             "batch_rows": result.rows,
             "masking_rate": plan.masking_rate,
-            **({} if plan.window is None else {"attention_window": plan.window}),
+            "attention_window": plan.window,
             "fraction": fraction,
             "tokens_per_second": tokens_per_second,
             "model_flops_utilization": tokens_per_second * rate / self.gemm_rate,

@@ -67,21 +67,26 @@ def loss_picture(steps: Sequence[Event], validations: Sequence[Event], unigram: 
 
 
 def schedule_picture(steps: Sequence[Event]) -> Picture:
-    """Learning rate, batch and masking rate against time."""
+    """Learning rate, batch, masking rate, and the window of attention where it has one, against time."""
     hours = _Hours(steps)
+    panels = [
+        ("learning_rate", "learning rate", 1),
+        ("batch_rows", "batch (rows)", 1),
+        ("masking_rate", "masked (%)", 100),
+    ]
+    words = "learning rate, batch and masking rate against time"
+    if any(step.get("attention_window") is not None for step in steps):
+        panels.append(("attention_window", "window (tokens)", 1))
+        words = "learning rate, batch, masking rate and attention's window, until it is whole rows, against time"
 
     def draw(axes) -> None:
-        for axis, key, label, scale in (
-            (axes[0], "learning_rate", "learning rate", 1),
-            (axes[1], "batch_rows", "batch (rows)", 1),
-            (axes[2], "masking_rate", "masked (%)", 100),
-        ):
+        for axis, (key, label, scale) in zip(axes, panels, strict=True):
             axis.step(*_thinned(hours(steps), scale * _values(steps, key)), where="post", color=LIGHT.ours, lw=1.4)
             axis.set_ylabel(label)
             _from_zero(axis)
-        axes[2].set_xlabel(hours.label)
+        axes[-1].set_xlabel(hours.label)
 
-    return _picture("Schedule", "learning rate, batch and masking rate against time", 3, draw, height=1.5)
+    return _picture("Schedule", words, len(panels), draw, height=1.5)
 
 
 def throughput_picture(steps: Sequence[Event]) -> Picture:
@@ -177,7 +182,7 @@ class _Tokens:
 
 
 def _values(events: Sequence[Event], key: str) -> np.ndarray:
-    return np.array([np.nan if event[key] is None else event[key] for event in events], dtype=float)
+    return np.array([np.nan if event.get(key) is None else event[key] for event in events], dtype=float)
 
 
 def _curve(axis, x: np.ndarray, y: np.ndarray, color: str, label: str | None = None) -> None:

@@ -17,6 +17,18 @@ CASES = {
 }
 
 
+def test_windows_are_compiled_three_times():
+    """Of a run whose window grows: the first, any other, and none."""
+    architecture = small("cram", layers=1)
+    model, batch = random_model(architecture, dtype=torch.float32), random_batch(architecture)
+    compilations = []
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=lambda graph, _: compilations.append(graph) or graph)
+    for options in ({"window": 1}, {"window": 2}, {"window": 4}, {"window": 8}, {}):
+        torch.testing.assert_close(compiled(*batch.arguments, **options).loss, model(*batch.arguments, **options).loss)
+    assert len(compilations) == 3
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="no C++ compiler")
 @pytest.mark.parametrize("case", CASES)
 def test_one_graph_equals_eager(case):

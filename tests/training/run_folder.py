@@ -46,6 +46,7 @@ def make_run(
             "step", step=step, tokens=step * 4096, rows=step * 32, epoch=0, loss=loss if step != 7 else math.nan,
             accuracy=0.1, grad_norm=0.4 + 2 * math.exp(-20 * share) + 0.1 * noise, masking_rate=0.3 - 0.15 * share,
             learning_rate=1e-3 * min(0.25 + share, 4 - 4 * share), batch_rows=32 * (1 + int(20 * min(share, 0.6))),
+            attention_window=4 << int(10 * share) if share < 0.5 else None,
             fraction=share, tokens_per_second=14000.0 + 300 * noise, model_flops_utilization=0.43 + 0.01 * noise,
         )  # fmt: skip
         if validations and step % (steps // validations) == 0:

@@ -177,3 +177,4 @@ def test_the_log_of_a_step_has_all_its_numbers(small_data, tmp_path):
     for key in ("step", "tokens", "rows", "epoch", "loss", "accuracy", "grad_norm", "learning_rate", "batch_rows",
                 "masking_rate", "fraction", "tokens_per_second", "model_flops_utilization"):  # fmt: skip
         assert isinstance(step[key], int | float), key
+    assert step["attention_window"] is None
