@@ -71,7 +71,8 @@ def test_a_page_does_what_it_says(name, tmp_path, monkeypatch):
             lines = body.splitlines()
             for step in lines if all(map(OURS.match, lines)) else [body]:
                 if command := OURS.match(step):
-                    done = run(command[1], *shlex.split(command[2]), tmp_path=tmp_path)
+                    pictures = command[1] not in ("pretrain", "compare")
+                    done = run(command[1], *shlex.split(command[2]), tmp_path=tmp_path, report=pictures)
                 else:
                     done = subprocess.run(["sh", "-c", SHELL + step], capture_output=True, text=True, timeout=300)
                 assert done.returncode == 0, f"{step}\n{done.stderr}"

@@ -17,14 +17,15 @@ Rope = tuple[torch.Tensor, torch.Tensor] | None
 class Block(nn.Module):
     """Parameters of one block. ``norm1`` is before attention (pre-norm) or after it (post-norm), ``norm2`` by the FFN.
 
-    The rows of ``qkv.weight`` are ordered [3, H, D]. ``first``: the block stands behind the embedding, whose norm is
-    then the only one before attention where the architecture has ``first_attention_norm`` off.
+    The rows of ``qkv.weight`` are ordered [3, H, D]. ``layer`` counts from 0: the first block stands behind the
+    embedding, whose norm is then the only one before attention where the architecture has ``first_attention_norm`` off.
     """
 
-    def __init__(self, architecture: Architecture, first: bool = False):
+    def __init__(self, architecture: Architecture, layer: int):
         super().__init__()
         a = self.architecture = architecture
-        self.norm1 = None if first and not a.first_attention_norm else LayerNorm(a.hidden, a.norm_eps)
+        self.window = a.window_of(layer)
+        self.norm1 = None if layer == 0 and not a.first_attention_norm else LayerNorm(a.hidden, a.norm_eps)
         self.qkv = nn.Linear(a.hidden, 3 * a.hidden, bias=a.linear_bias)
         self.attention_out = nn.Linear(a.hidden, a.hidden, bias=a.linear_bias)
         self.norm2 = LayerNorm(a.hidden, a.norm_eps)
@@ -40,11 +41,13 @@ class Block(nn.Module):
         window: int | None,
         seeds: DropoutSeeds,
     ) -> torch.Tensor:
-        """Attention before its output projection, [T, N]."""
+        """Attention before its output projection, [T, N]; of ``window`` and the block's own the narrower counts."""
         a = self.architecture
         qkv_T3HD = linear(y_TN, self.qkv.weight, self.qkv.bias).view(-1, 3, a.heads, a.head_dim)
         if a.qk_norm:  # Henry et al. 2020, "Query-key normalization for transformers", with RMS in place of L2
             qkv_T3HD = torch.cat([rms_norm(qkv_T3HD[:, :2], (a.head_dim,)), qkv_T3HD[:, 2:]], dim=1)
+        if window is None or self.window is not None and self.window < window:
+            window = self.window
         dropout = seeds.options(a.attention_dropout)
         return attention(qkv_T3HD, cu_seqlens, max_seqlen, rope=rope, window=window, **dropout).flatten(1)
 

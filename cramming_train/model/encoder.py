@@ -20,7 +20,7 @@ class Encoder(nn.Module):
         super().__init__()
         a = self.architecture = architecture
         self.embedding = Embedding(a, vocab_size)
-        self.blocks = nn.ModuleList(Block(a, first=layer == 0) for layer in range(a.layers))
+        self.blocks = nn.ModuleList(Block(a, layer) for layer in range(a.layers))
         self.final_norm = LayerNorm(a.hidden, a.norm_eps) if a.final_norm else None
         if a.positions == "rope":
             cos, sin = rope_tables(a.max_length, a.head_dim, a.rope_base)
@@ -57,9 +57,6 @@ class Encoder(nn.Module):
             raise ValueError(f"max_seqlen: got {max_seqlen}, want at most max_length = {self.architecture.max_length}")
         seeds = DropoutSeeds(dropout_seed)
         rope = (self.rope_cos, self.rope_sin) if self.architecture.positions == "rope" else None
-        own = self.architecture.window
-        if window is None or own is not None and own < window:
-            window = own
         x_TN = self.embedding(ids_T, cu_seqlens, seeds)
         run = self._pre_norm if self.architecture.norm == "pre" else self._post_norm
         return run(x_TN, (cu_seqlens, max_seqlen, rope, window), positions_M, seeds)

@@ -42,15 +42,16 @@ class _Plain:
         self.model, self.a = model, model.architecture
         sequence_T, position_T, _ = token_positions(cu_seqlens, tokens)
         self.position_BS = position_T.view(-1, row_length)
-        windows = [w for w in (window, self.a.window) if w is not None]
-        self.visible = self._visible(sequence_T.view(-1, row_length), windows)
+        self.window, self.sequence_BS = window, sequence_T.view(-1, row_length)
 
-    def _visible(self, sequence_BS: Tensor, windows: list[int]) -> Tensor | None:
+    def _visible(self, block) -> Tensor | None:
         """Which key each query sees, [B, 1, S, S] or [S, S]; None where all see all."""
-        visible = None
+        visible, sequence_BS = None, self.sequence_BS
         if self.a.document_attention:
             visible = (sequence_BS.unsqueeze(2) == sequence_BS.unsqueeze(1)).unsqueeze(1)
-        for window in windows:
+        for window in (self.window, block.window):
+            if window is None:
+                continue
             index = torch.arange(sequence_BS.shape[1], device=sequence_BS.device)
             near = (index[:, None] - index[None, :]).abs() <= window
             visible = near if visible is None else visible & near
@@ -90,7 +91,7 @@ class _Plain:
             q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if self.a.positions == "rope":
             q, k = self._rotated(q), self._rotated(k)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._visible(block))
         return block.attention_out(mixed.transpose(1, 2).reshape(rows, length, -1))
 
     def _rotated(self, x_BHSD: Tensor) -> Tensor:

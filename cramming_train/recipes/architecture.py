@@ -42,6 +42,7 @@ class Architecture:
     embedding_dropout: float = 0.1
     document_attention: bool = False  # no attention across documents within a row
     window: int | None = None
+    global_every: int | None = None  # of the blocks every n-th, from the first on, is without the window
 
     def __post_init__(self) -> None:
         check_positive(
@@ -59,11 +60,20 @@ class Architecture:
             raise ValueError("architecture.first_attention_norm: post-norm blocks cannot do without it")
         if self.window is not None and self.window < 0:
             raise ValueError(f"architecture.window: got {self.window}, want a number >= 0 or null")
+        if self.global_every is not None and (self.global_every < 1 or self.window is None):
+            raise ValueError(
+                f"architecture.global_every: got {self.global_every}, want a number >= 1, beside a window, or null"
+            )
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
+
+    def window_of(self, layer: int) -> int | None:
+        """|i - j| that attention of block ``layer``, counted from 0, reaches; None for all."""
+        is_global = self.global_every is not None and layer % self.global_every == 0
+        return None if is_global else self.window
 
     @property
     def ffn_inner(self) -> int:

@@ -62,16 +62,16 @@ class PlainMaskedLM:
             q, k = (x / x.square().mean(-1, keepdim=True).add(torch.finfo(x.dtype).eps).sqrt() for x in (q, k))
         if self.a.positions == "rope":
             q, k = (rotated(x, self.position_BS, self.a.rope_base) for x in (q, k))
-        mixed = self.mix(q, k, v, self.visible().unsqueeze(1))
+        mixed = self.mix(q, k, v, self.visible(int(name.split(".")[2])).unsqueeze(1))
         return self.linear(f"{name}.attention_out", mixed.transpose(1, 2).reshape(rows, length, -1))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
 
-    def visible(self) -> Tensor:
+    def visible(self, layer: int) -> Tensor:
         """[B, S, S]: which key each query sees."""
         together = self.document_BS.unsqueeze(2) == self.document_BS.unsqueeze(1)
-        if self.a.window is None:
+        if self.a.window is None or self.a.global_every and layer % self.a.global_every == 0:
             return together
         index = torch.arange(together.shape[1])
         return together & ((index[:, None] - index[None, :]).abs() <= self.a.window)

@@ -16,6 +16,7 @@ CASES["rope, documents"] = small("crammed-bert", positions="rope", document_atte
 CASES["documents"] = small("bert-base", document_attention=True)
 CASES["window"] = small("crammed-bert", window=3)
 CASES["documents, window"] = small("crammed-bert", window=2, document_attention=True)
+CASES["windows but in the first"] = small("crammed-bert", layers=2, window=2, global_every=2)
 CASES["gate first"] = small("crammed-bert", gate="first")
 
 

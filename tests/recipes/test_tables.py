@@ -10,7 +10,7 @@ from cramming_train.recipes import ARCHITECTURES, BUNDLES, DATASETS, EVALUATIONS
 ARCHITECTURE = {
     "gate": "second", "max_length": 128, "rope_base": 10000.0, "norm_eps": 1e-12, "init_std": 0.02, "dropout": 0.1,
     "attention_dropout": 0.1, "embedding_dropout": 0.1, "document_attention": False, "window": None,
-    "first_attention_norm": True, "output_init": "normal", "qk_norm": False,
+    "global_every": None, "first_attention_norm": True, "output_init": "normal", "qk_norm": False,
 }  # fmt: skip
 CRAMMED = {
     **ARCHITECTURE, "ffn": "geglu", "norm": "pre", "final_norm": True, "positions": "scaled-sinusoidal",
