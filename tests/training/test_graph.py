@@ -46,9 +46,10 @@ def graphed(small_data, **changes):
     {"architecture": dataclasses.replace(ARCHITECTURE, document_attention=True)},
     {"masking_rate": 0.3, "masking_rate_final": 0.1},
     {"batch_ramp": 1.0},
+    {"first_window": 2, "window_growth": 0.9},
 ], ids=str)  # fmt: skip
 def test_steps_give_the_same_bits_as_without(small_data, changes):
-    """Several micro-batches a step, whose number and masking rate change from step to step."""
+    """Several micro-batches a step, whose number, masking rate and window change from step to step."""
     t, capture = graphed(small_data, **changes)
     changes = dict(changes)
     plain = trainer(small_data, architecture=changes.pop("architecture", ARCHITECTURE),
@@ -58,8 +59,8 @@ def test_steps_give_the_same_bits_as_without(small_data, changes):
         results = [x.train_step(x.plan(fraction), never) for x in (t, plain)]
         assert all(torch.equal(getattr(results[0], f), getattr(results[1], f)) for f in ("loss", "gradient_norm"))
     assert torch.equal(weights(t), weights(plain)) and t.rows == plain.rows
-    rates = {t.plan(fraction).masking.masked for fraction in (0.0, 0.1, 0.5, 0.9)}
-    assert capture.captures == len(rates)
+    plans = [t.plan(fraction) for fraction in (0.0, 0.1, 0.5, 0.9)]
+    assert capture.captures == len({(plan.masking.masked, plan.window) for plan in plans})
 
 
 def test_an_interrupted_step_leaves_no_gradient_behind(small_data):
