@@ -98,19 +98,20 @@ class Encoder(nn.Module):
             angle = _angles(ids_BS, self.a["hidden"] // self.a["heads"], self.a["rope_base"])
             dtype = self.embedding.tokens.weight.dtype
             rope = angle.cos().to(dtype), angle.sin().to(dtype)
-        visible = self.visible(ids_BS, mask_BS)
+        every, near = (self.visible(ids_BS, mask_BS, window) for window in (None, self.a["window"]))
         x_BSN = self.embedding(ids_BS)
-        for block in self.blocks:
-            x_BSN = block(x_BSN, rope, visible)
+        for layer, block in enumerate(self.blocks):
+            is_global = self.a["global_every"] and layer % self.a["global_every"] == 0
+            x_BSN = block(x_BSN, rope, every if is_global else near)
         return self.final_norm(x_BSN)
 
-    def visible(self, ids_BS, mask_BS):
+    def visible(self, ids_BS, mask_BS, window):
         """Which key each query sees, [B or 1, 1, S or 1, S]; None where all see all. Every token sees itself."""
         visible = None if mask_BS is None else mask_BS.bool()[:, None, None, :]
-        if self.a["window"] is not None:
+        if window is not None:
             index = torch.arange(ids_BS.shape[1], device=ids_BS.device)
             distance = (index[:, None] - index[None, :]).abs()
-            near = distance <= self.a["window"]
+            near = distance <= window
             visible = near[None, None] if visible is None else (visible & near) | (distance == 0)
         return visible
 

@@ -32,6 +32,7 @@ OTHERS = {
     "crammed-bert-simple": small("crammed-bert-simple", window=3),
     "bert-large-izsak": small("bert-large-izsak"),
     "cram-window": small("cram", window=2),
+    "cram-windows but in every second": small("cram", window=2, global_every=2),
     "bert-window": small("bert-tiny", window=0),
     "bert-sinusoids": small("bert-tiny", positions="scaled-sinusoidal", ffn="geglu", final_norm=True),
 }
