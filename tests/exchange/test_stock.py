@@ -23,6 +23,8 @@ STOCK = {
         small("cram", gate="second", linear_bias=True, norm_eps=1e-3, rope_base=500.0, decoder_bias=False),
         "ModernBertForMaskedLM",
     ),
+    "cram-windows but in every second": (small("cram", window=2, global_every=2), "ModernBertForMaskedLM"),
+    "cram-windows but in the first": (small("cram", window=1, global_every=3), "ModernBertForMaskedLM"),
     "cram-documents": (small("cram", document_attention=True), "ModernBertForMaskedLM"),
     "bert-tiny": (small("bert-tiny"), "BertForMaskedLM"),
     "bert-base": (small("bert-base", norm_eps=1e-3), "BertForMaskedLM"),
@@ -32,7 +34,7 @@ OTHERS = {
     "crammed-bert-simple": small("crammed-bert-simple", window=3),
     "bert-large-izsak": small("bert-large-izsak"),
     "cram-window": small("cram", window=2),
-    "cram-windows but in every second": small("cram", window=2, global_every=2),
+    "crammed-windows but in every second": small("crammed-bert", window=2, global_every=2),
     "bert-window": small("bert-tiny", window=0),
     "bert-sinusoids": small("bert-tiny", positions="scaled-sinusoidal", ffn="geglu", final_norm=True),
 }
@@ -304,7 +306,9 @@ def test_other_berts_are_refused(change, words, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layers_attend is locally"),
+    [({"layer_types": ["sliding_attention", "full_attention", "full_attention"]}, "layer_types is"),
+     ({"layer_types": ["full_attention", "sliding_attention", "full_attention"],
+       "rope_parameters": {"sliding_attention": {"rope_theta": 7.0}}}, "rope_theta_of_windows is 7.0"),
      ({"norm_bias": False}, "norm_bias is False"), ({"mlp_bias": True}, "mlp_bias is True")],
 )  # fmt: skip
 def test_other_modernberts_are_refused(change, words, tokenizer, tmp_path, capsys):
