@@ -110,7 +110,8 @@ ARCHITECTURES = {
         # the same family at the size of a CPU; 11,015,169 parameters
         Architecture("crammed-bert-mini", 4, 256, 4, 1024, **_CRAMMED),
         Architecture("cram", 16, 768, 12, 3072, **_CRAM),
-        Architecture("cram-mini", 4, 256, 4, 1024, **_CRAM),
+        # windows: docs/recipe.md
+        Architecture("cram-mini", 4, 256, 4, 1024, window=4, global_every=3, **_CRAM),
         Architecture("crammed-bert-simple", 12, 768, 12, 3072),
         # Devlin et al. 2019 (no segment embeddings: pretraining has one segment)
         Architecture("bert-base", 12, 768, 12, 3072, norm="post", max_length=512),

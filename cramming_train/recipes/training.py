@@ -87,8 +87,8 @@ TRAININGS = {
             peak_lr=2e-3,
             schedule="linear",
             warmup=0.02,
-            batch_size=32,
-            micro_batch_size=32,
+            batch_size=16,
+            micro_batch_size=16,
             unigram_bias=True,
         ),
         Training(

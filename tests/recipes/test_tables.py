@@ -29,7 +29,9 @@ EXPECTED_ARCHITECTURES = {
     "crammed-bert": {**CRAMMED, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
     "crammed-bert-mini": {**CRAMMED, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
     "cram": {**CRAM, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
-    "cram-mini": {**CRAM, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
+    "cram-mini": {
+        **CRAM, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024, "window": 4, "global_every": 3,
+    },
     "crammed-bert-simple": {**CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "pre"},
     "bert-base": {
         **CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "post", "max_length": 512,
@@ -62,7 +64,7 @@ EXPECTED_TRAININGS = {
     },
     "cram-mini": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
-        "batch_size": 32, "micro_batch_size": 32, "unigram_bias": True,
+        "batch_size": 16, "micro_batch_size": 16, "unigram_bias": True,
     },
     "bert-o3": {
         **ADAMW, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 4096, "batch_ramp": 0.5, "grad_clip": 0.5,
