@@ -48,26 +48,30 @@ AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
 TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(FORWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 64, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 32, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 32, 0), (80, 86, 89, 90), Tiling(128, 64, 0, 2, 8)),
+    (Key(FORWARD, 16, 32, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 32, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 32, 0), (80,), Tiling(128, 64, 0, 2, 4)),
+    (Key(FORWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 64, 0, 2, 8)),
     (Key(FORWARD, 16, 32, 0), (120,), Tiling(128, 32, 0, 2, 8)),
     (Key(FORWARD, 16, 64, 64), (86, 89, 90, 120), Tiling(64, 64, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 64), (80,), Tiling(64, 32, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 0, 2, 4)),
-    (Key(FORWARD, 16, 128, 64), (86, 89, 90, 120), Tiling(64, 32, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 128, 64), (80,), Tiling(64, 16, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 128, 128), AMPERE_ON, Tiling(128, 32, 0, 2, 8, True)),
-    (Key(FORWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 32, 0, 2, 8)),
+    # a tile of fewer rows than the head has columns is laid out along these: each warp would hold all of its queries
+    (Key(FORWARD, 16, 128, 128), AMPERE_ON, Tiling(128, 16, 0, 2, 8, True)),
+    (Key(FORWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 0, 2, 8)),
     # fp32 takes twice the registers, and as many again for the two tf32 terms; where a tile has fewer rows than its
     # warps could hold, they exchange more, with some bank conflicts
     (Key(FORWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 0, 2, 4)),
     (Key(FORWARD, 32, 64, 0), AMPERE_ON, Tiling(64, 16, 0, 2, 4)),
     (Key(FORWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 16, 0, 2, 8)),
-    (Key(BACKWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
+    (Key(BACKWARD, 16, 32, 64), (80, 86, 89, 90), Tiling(64, 0, 16, 2, 4, True)),
+    (Key(BACKWARD, 16, 32, 64), (120,), Tiling(64, 0, 32, 2, 4, True)),
     (Key(BACKWARD, 16, 32, 128), AMPERE_ON, Tiling(128, 0, 32, 2, 8, True)),
-    (Key(BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
+    (Key(BACKWARD, 16, 32, 0), (80,), Tiling(128, 64, 16, 2, 8)),
+    (Key(BACKWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 32, 16, 2, 8)),
+    (Key(BACKWARD, 16, 32, 0), (120,), Tiling(128, 16, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
     # four warps load half of what eight do, which binds where tensor cores are fast; with a rotation they spill on most
     (Key(BACKWARD, 16, 64, 128), (90,), Tiling(128, 0, 16, 2, 4, True)),
