@@ -87,8 +87,9 @@ TRAININGS = {
             peak_lr=2e-3,
             schedule="linear",
             warmup=0.02,
-            batch_size=16,
-            micro_batch_size=16,
+            matrix_interval=2,
+            batch_size=8,
+            micro_batch_size=8,
             unigram_bias=True,
         ),
         Training(

@@ -64,7 +64,7 @@ EXPECTED_TRAININGS = {
     },
     "cram-mini": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
-        "batch_size": 16, "micro_batch_size": 16, "unigram_bias": True,
+        "batch_size": 8, "micro_batch_size": 8, "matrix_interval": 2, "unigram_bias": True,
     },
     "bert-o3": {
         **ADAMW, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 4096, "batch_ramp": 0.5, "grad_clip": 0.5,
