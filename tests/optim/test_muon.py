@@ -10,11 +10,17 @@ from cramming_train.dry_step import dry_step
 from cramming_train.model import MaskedLM
 from cramming_train.optim.muon import COEFFICIENTS, MARGIN, Muon, iterated, orthogonalised
 from cramming_train.optim.optimizer import Together, build_optimizer, matrices_of, set_learning_rate
-from cramming_train.recipes import ARCHITECTURES, TRAININGS, get_recipe
+from cramming_train.recipes import ARCHITECTURES, TRAININGS, apply_overrides, get_recipe
 from tests.model.cases import gradients, random_batch, random_model, small
 
 MUON = dataclasses.replace(
-    TRAININGS["cram-mini"], matrix_lr=0.03, peak_lr=1e-3, momentum=0.9, weight_decay=0.1, unigram_bias=False
+    TRAININGS["cram-mini"],
+    matrix_interval=1,
+    matrix_lr=0.03,
+    peak_lr=1e-3,
+    momentum=0.9,
+    weight_decay=0.1,
+    unigram_bias=False,
 )
 
 
@@ -191,7 +197,7 @@ def test_what_a_step_costs():
     with torch.device("meta"):
         model = MaskedLM(small("cram", layers=1, hidden=24, ffn_hidden=40), 67)
     assert matrices_of(model) == [(24, 24)] * 4 + [(40, 24), (24, 20)]
-    recipe = get_recipe("cram-mini")
+    recipe = apply_overrides(get_recipe("cram-mini"), ["training.matrix_interval=1"])
     muon, adam = (
         dry_step(dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, optimizer=name)), 1,
                  torch.float32, "cpu")
