@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def pytest_addoption(parser):
     group.addoption("--results", type=Path, help="folder of results (default benchmarks/results/<machine>)")
     group.addoption("--floors", type=Path, help="folder of floors (default benchmarks/results/floors)")
     group.addoption("--bench-threads", type=int, default=1, help="of the CPU; 1 (default) counts processor time")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected_once():
+    """What the counts leave, millions of objects, is not gone through again within what is timed after them."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", name="device")

@@ -17,7 +17,7 @@ import torch
 from benchmarks.contenders import GEMM_SIZE, LOSS_ROWS, RECIPE
 from cramming_train.model import flops_per_token
 
-ROUNDS, LOSS_ROUNDS = 9, 3
+ROUNDS, LOSS_ROUNDS = 7, 3
 LEAST = {"eager": 1.2, "compiled": 1.05}  # times the peer's tokens a second
 LEAST_UTILIZATION = 0.7
 MOST = {256: {"eager": 0.88, "products": 1.15}, 768: {"eager": 0.96, "products": 1.15}}  # of the peer's time

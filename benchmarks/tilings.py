@@ -64,12 +64,12 @@ def measure(key: Key, tiling: Tiling, part: int) -> dict[str, int]:
 
 def bound(key: Key, tiling: Tiling, part: int) -> tuple[float, str]:
     """(least seconds, what binds) of all launches of the operation."""
-    import ptxsim
-
     with simulated(part, check="none") as executed:
         call = call_of(key)
         with configurations.override(key, tiling):
             call()
+    import ptxsim  # whose folder is on the path by now
+
     last = 2 if key.kernel == BACKWARD and not tiling.whole else 1  # delta, too
     # as if the grid filled every multiprocessor evenly, which the small problem does not
     stats = [replace(result.stats, ctas=math.lcm(*MULTIPROCESSORS.values())) for _, result in executed[-last:]]
