@@ -21,6 +21,7 @@ import pytest
 
 from cramming_train.recipes import ARCHITECTURES, BUNDLES, TRAININGS, apply_overrides, get_recipe
 from cramming_train.study.contender import parse_contenders
+from cramming_train.study.table import crossing
 from tests.data.helpers import Writer, write
 from tests.training.helpers import run
 
@@ -189,6 +190,13 @@ def test_ratios_are_the_committed_floors():
 def test_the_study_is_the_committed_one():
     cells = [json.loads(line) for line in (RESULTS / "recipes" / "screening" / "cells.jsonl").read_text().splitlines()]
     (shown,) = tables(PAGES["recipe"])
+    (original,) = map(json.loads, (RESULTS / "recipes" / "original" / "cells.jsonl").read_text().splitlines())
+    ours = cells[-2]["curve"]
+    assert "but in blocks 0 and 3" in cells[-2]["label"] and original["held_out"] == cells[-2]["held_out"]
+    figures = original["loss"], original["tokens"], original["processor_seconds"], crossing(ours, 2, original["loss"])
+    for figure, words in zip(figures, ("{:.3f}", "{:,}", "{:,.0f}", "{:.0f} of"), strict=True):
+        assert words.format(figure) in PAGES["recipe"]
+    assert f"{crossing(ours, 0, original['loss']):,.0f} tokens" in re.sub(r"\s+", " ", PAGES["recipe"])
     assert [list(row.values()) for row in shown] == [
         [cell["label"], f"{cell['loss']:.3f}", f"{100 * cell['accuracy']:.1f} %", str(cell["optimizer_steps"])]
         for cell in cells
