@@ -28,7 +28,7 @@ from cramming_train.model import build_model
 from cramming_train.recipes import EVALUATIONS, get_recipe
 
 PADDED, VOCABULARY = 128, 4096
-ROWS = 32  # examples of a task: two batches
+ROWS = 48  # examples of a task
 LEAST = 2.0  # times the padded examples a second, all tasks together
 GLUE_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
 SETTINGS = dataclasses.replace(EVALUATIONS["glue-sane"], epochs=1)

@@ -10,7 +10,7 @@ from tests.conftest import SHARED
 from tests.evaluation.conftest import write_tsv
 from tests.training.helpers import run, summary
 
-TOKENS = 40_000
+TOKENS = 28_000
 MARGIN = 0.05  # nats below the unigram model
 
 
