@@ -19,7 +19,8 @@ from cramming_train.model import flops_per_token
 
 ROUNDS, LOSS_ROUNDS = 7, 3
 LEAST = {"eager": 1.2, "compiled": 1.05}  # times the peer's tokens a second
-LEAST_UTILIZATION = 0.7
+# Of the rate of a large product: 0.90 was measured on a processor with AVX-512, 0.67 on one without
+LEAST_UTILIZATION = 0.7 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 0.55
 MOST = {256: {"eager": 0.88, "products": 1.15}, 768: {"eager": 0.96, "products": 1.15}}  # of the peer's time
 TOKENS = RECIPE.training.batch_size * RECIPE.data.row_length
 FLOPS = TOKENS * flops_per_token(
@@ -102,7 +103,7 @@ def test_training(benchmark, threads, results):
     for name in LEAST:  # the same training: what is compared is time alone
         assert losses[name] == pytest.approx(losses["ours"], rel=2e-3)
     assert all(1 / ratios[name] >= least for name, least in LEAST.items()), ratios
-    assert utilization["ours"] >= LEAST_UTILIZATION
+    assert utilization["ours"] >= LEAST_UTILIZATION, utilization
 
 
 @ON_ONE_OR_TWO_THREADS
