@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -25,15 +24,6 @@ def _threads():
     """One thread, in commands too: there is a process of tests for every core, and threads that share one wait."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _collected_once():
-    """The kernels that the simulator has read are millions of objects; no collection is to go through them again."""
-    gc.set_threshold(100_000, 20, 100)
-    yield
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 
 import pytest
 
 _ran: dict[str, set[str]] = defaultdict(set)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected_once():
+    """The kernels that the simulator has read are millions of objects; no collection is to go through them again."""
+    gc.set_threshold(100_000, 20, 100)
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
