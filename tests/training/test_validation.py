@@ -87,6 +87,15 @@ def test_documents_are_kept_apart_where_the_architecture_says_so():
     assert result["loss"] == pytest.approx(float(expected), rel=1e-9)
 
 
+def test_a_window_of_the_moment():
+    """The loss is that of the same weights in an architecture with this window."""
+    model = build_model(small("cram", output_init="normal"), VOCAB, seed=0)
+    narrow = build_model(small("cram", output_init="normal", window=1), VOCAB, seed=0)
+    rows = FakeRows(70)
+    seen = held_out_loss(model, rows, device=CPU, window=1)["loss"]
+    assert seen == held_out_loss(narrow, rows, device=CPU)["loss"] != held_out_loss(model, rows, device=CPU)["loss"]
+
+
 def test_the_same_numbers_twice():
     """Whatever the global generator's state and the recipe's dropout; the model is left as it was."""
     model = build_model(small("bert-base", dropout=0.5, attention_dropout=0.5), VOCAB, seed=0).train()
