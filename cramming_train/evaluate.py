@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from cramming_train import report
+from cramming_train.allocator import keep_freed_memory
 from cramming_train.certificate import revise
 from cramming_train.data import open_prepared
 from cramming_train.errors import UsageError, command
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     device = pick_device(arguments.device)
     check_combinations(arguments)
+    keep_freed_memory()
     with terminate_by_exception():
         if arguments.suite == MLM:
             return evaluate_mlm(arguments, device)

@@ -1,9 +1,9 @@
 """Bidirectional attention over packed sequences, and rotary embedding.
 
-Sequences are taken a few at a time, so few that their scores stay in cache, laid out as a padded batch [B, H, S, D]
-and multiplied as batched matrices. When every sequence has the full length that is a view of the packed tokens; else
-tokens are gathered, and keys beyond a sequence's end get a score of -inf. Index arithmetic stays on the device:
-nothing is read back.
+Sequences are taken a few at a time, so few that their scores stay in cache, laid out as a batch [B, H, S, D] and
+multiplied as batched matrices. On a CPU those of a batch have one length: it is a view of the packed tokens. Elsewhere
+reading lengths would wait for the device: batches are padded, tokens gathered, and keys beyond a sequence's end get a
+score of -inf.
 
     P = softmax(scale * Q K^T),  O = dropout(P) V
     dV = dropout(P)^T dO,  dP = dropout(dO V^T),  dS = P * (dP - rowsum(dP * P)),
@@ -12,6 +12,7 @@ nothing is read back.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ CPU_SCORE_BYTES, SCORE_BYTES = 1 << 20, 256 << 20
 
 
 class _Group(NamedTuple):
-    """Some sequences, some heads: how their packed tokens map onto a padded batch [B, S].
+    """Some sequences, some heads: how their packed tokens map onto a batch [B, S].
 
     ``rows`` is a slice when the mapping is a view, else the packed row of each place, [B * S]; places beyond a
     sequence's end then have ``valid_BS`` false, read zeros and write to row T. ``starts_B``: where sequences begin.
@@ -100,55 +101,70 @@ def rotary_backward(grad, cos, sin, cu_seqlens):
     return _rotated(widen(grad), cu_seqlens, cos, -sin).to(grad.dtype)
 
 
-def rotate(x, cos_T, sin_T):
-    """Rotate-half: pairs (i, i + D/2) of x [T, .., H, D] by the angles of each token, cos_T and sin_T [T, D/2]."""
-    shape = (x.shape[0], *[1] * (x.dim() - 2), cos_T.shape[-1])
-    cos, sin = cos_T.view(shape).to(x.dtype), sin_T.view(shape).to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def rotate(x, cos_T, sin_T, out):
+    """Rotate-half: pairs (i, i + D/2) of x [T, K, H, D] by the angles of each token, cos_T and sin_T [T, D/2]."""
+    cos, sin = (table[:, None, None].to(x.dtype) for table in (cos_T, sin_T))
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin)
 
 
 def _rotated(qkv, cu_seqlens, cos, sin):
     if cos is None:
         return qkv
     _, position_T, inside_T = token_positions(cu_seqlens, qkv.shape[0])
-    rotated = rotate(qkv[:, :2], cos[position_T], sin[position_T])
-    inside = inside_T.view(-1, 1, 1, 1)
-    return torch.cat([torch.where(inside, rotated, qkv[:, :2]), qkv[:, 2:]], dim=1)
+    rotated = torch.empty_like(qkv)
+    rotate(qkv[:, :2], cos[position_T], sin[position_T], rotated[:, :2])
+    rotated[:, 2] = qkv[:, 2]
+    if _is_readable(inside_T) and inside_T.all():
+        return rotated
+    return torch.where(inside_T.view(-1, 1, 1, 1), rotated, qkv)
+
+
+def _is_readable(x: torch.Tensor) -> bool:
+    """Values can be looked at without waiting for a device."""
+    return x.device.type == "cpu" and not isinstance(x, torch._subclasses.FakeTensor)
 
 
 def _groups(cu_seqlens, tokens: int, max_seqlen: int, heads: int, wide) -> Iterator[_Group]:
     """All sequences and heads, a few at a time."""
-    sequences = cu_seqlens.shape[0] - 1
-    if tokens == 0 or sequences < 1 or max_seqlen == 0:
+    if tokens == 0 or cu_seqlens.shape[0] < 2 or max_seqlen == 0:
         return
-    budget = CPU_SCORE_BYTES if wide.device.type == "cpu" else SCORE_BYTES
-    matrices = max(1, budget // (max_seqlen * max_seqlen * wide.element_size()))
-    heads_at_once = min(heads, matrices)
-    sequences_at_once = min(sequences, max(1, matrices // heads_at_once))
-    dense = _is_dense(cu_seqlens, tokens, max_seqlen)
-    bounds = cu_seqlens.to(torch.int64)
-    offsets = torch.arange(max_seqlen, device=cu_seqlens.device)
-    for first in range(0, sequences, sequences_at_once):
-        last = min(first + sequences_at_once, sequences)
-        starts_B = bounds[first:last]
-        if dense:
-            rows, valid_BS = slice(first * max_seqlen, last * max_seqlen), None
-        else:
-            valid_BS = offsets < (bounds[first + 1 : last + 1] - starts_B).unsqueeze(1)
-            rows = torch.where(valid_BS, starts_B.unsqueeze(1) + offsets, tokens).flatten()
-        for head in range(0, heads, heads_at_once):
-            some = slice(head, min(head + heads_at_once, heads))
-            yield _Group(last - first, max_seqlen, some, starts_B, rows, valid_BS)
+    starts = cu_seqlens.to(torch.int64)
+    readable = _is_readable(cu_seqlens)
+    budget = (CPU_SCORE_BYTES if readable else SCORE_BYTES) // wide.element_size()
+    for first, last, length in _runs(starts.tolist()) if readable else [(0, starts.shape[0] - 1, max_seqlen)]:
+        matrices = max(1, budget // (length * length))
+        heads_at_once = min(heads, matrices)
+        sequences_at_once = max(1, matrices // heads_at_once)
+        for begin in range(first, last, sequences_at_once):
+            some = starts[begin : min(begin + sequences_at_once, last) + 1]
+            rows, valid_BS = _view(some) if readable else _gathered(some, length, tokens)
+            for head in range(0, heads, heads_at_once):
+                heads_now = slice(head, min(head + heads_at_once, heads))
+                yield _Group(some.shape[0] - 1, length, heads_now, some[:-1], rows, valid_BS)
 
 
-def _is_dense(cu_seqlens, tokens: int, max_seqlen: int) -> bool:
-    """Every sequence has the full length. Values are looked at on the CPU alone: reading a GPU would wait for it."""
-    if cu_seqlens.device.type != "cpu" or isinstance(cu_seqlens, torch._subclasses.FakeTensor):
-        return False
-    if tokens != (cu_seqlens.shape[0] - 1) * max_seqlen:
-        return False
-    return torch.equal(cu_seqlens, torch.arange(0, tokens + 1, max_seqlen, dtype=cu_seqlens.dtype))
+def _runs(starts: list[int]) -> Iterator[tuple[int, int, int]]:
+    """(first, last, length) of neighbouring sequences of one length; those without a token are left out."""
+    first = 0
+    for length, run in itertools.groupby(end - start for start, end in itertools.pairwise(starts)):
+        last = first + len(list(run))
+        if length > 0:
+            yield first, last, length
+        first = last
+
+
+def _view(starts: torch.Tensor) -> tuple[slice, None]:
+    """Sequences of one length, from ``starts`` [B + 1]: all their packed rows."""
+    return slice(int(starts[0]), int(starts[-1])), None
+
+
+def _gathered(starts: torch.Tensor, length: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Padded to ``length``: the packed row of each place, and which of them are inside a sequence."""
+    offsets = torch.arange(length, device=starts.device)
+    valid_BS = offsets < starts.diff().unsqueeze(1)
+    return torch.where(valid_BS, starts[:-1].unsqueeze(1) + offsets, tokens).flatten(), valid_BS
 
 
 def _to_heads(x_TKHD, group: _Group):
