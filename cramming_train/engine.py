@@ -18,6 +18,7 @@ from cramming_train.distributed import World
 from cramming_train.loader import RowStream
 from cramming_train.masking import MaskingCounts, mask_rows, masking_counts
 from cramming_train.model import MaskedLM, sequence_boundaries
+from cramming_train.optim.averaging import average, newest_weight, use_average
 from cramming_train.optim.optimizer import build_optimizer, set_learning_rate
 from cramming_train.optim.schedules import (
     batch_size_at,
@@ -44,6 +45,7 @@ class StepPlan:
     micro_rows: int  # rows of one micro-batch in one process
     micro_batches: int  # per process
     window: int | None = None  # |i - j| that attention reaches
+    newest_weight: float = 0.0  # what the weights of this step count in the mean of the last ones
 
     def rows(self, world: World) -> int:
         """Rows of the whole step over all processes."""
@@ -97,6 +99,7 @@ class Trainer:
         # Rows that this machine takes at a time: the recipe's, or a divisor of them that fits its memory
         self.micro_rows = min(training.micro_batch_size, training.batch_size)
         self.step = 0
+        self.averaged = 0  # steps in the mean of the weights
         self.rows = 0  # rows of the stream consumed by finished steps, over all processes
 
     @property
@@ -126,6 +129,9 @@ class Trainer:
             micro_rows=micro_rows,
             micro_batches=micro_batches,
             window=window_at(fraction, first=t.first_window, growth=t.window_growth, row_length=self.row_length),
+            newest_weight=newest_weight(
+                t.averaging, t.averaging_share, fraction=fraction, step=self.step, averaged=self.averaged
+            ),
         )
 
     def train_step(self, plan: StepPlan, stop: Callable[[], str | None]) -> StepResult | None:
@@ -170,6 +176,7 @@ class Trainer:
             "rows": self.rows,
             "tokens": self.tokens,
             "micro_rows": self.micro_rows,
+            "averaged": self.averaged,
             "vocab_size": self.model.vocab_size,
             "scaler": self.precision.state(),
         }
@@ -177,6 +184,7 @@ class Trainer:
     def restore(self, state: dict) -> None:
         """The inverse of :meth:`state`, after weights and optimizer were loaded."""
         self.step, self.rows = state["step"], state["rows"]
+        self.averaged = state.get("averaged", 0)
         # a checkpoint from before memory ran out does not bring the larger ones back
         self.micro_rows = min(self.micro_rows, state.get("micro_rows", self.micro_rows))
         self.precision.restore(state["scaler"])
@@ -239,4 +247,12 @@ class Trainer:
         set_learning_rate(self.optimizer, plan.learning_rate, self.step)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
+        if plan.newest_weight:
+            average(self.model, self.optimizer, plan.newest_weight)
+            self.averaged += 1
         return gradient_norm
+
+    def finish(self) -> None:
+        """End with the mean of the last weights, where the recipe wants one."""
+        use_average(self.model, self.optimizer)
+        self.averaged = 0

@@ -224,6 +224,9 @@ class Loop:
         self.log.write("notice", message=message)
 
     def _finish(self, reason: str) -> None:
+        if reason == "budget":
+            self.trainer.finish()
+            self._saved_step = -1  # what was saved at this step were other weights
         try:
             self._save()
         except OSError as error:

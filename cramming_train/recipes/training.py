@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cramming_train.optim.averaging import KINDS
 from cramming_train.optim.schedules import SCHEDULES
 from cramming_train.recipes.checks import (
     check_betas,
@@ -45,6 +46,8 @@ class Training:
     window_growth: float = 0.5  # ... it doubles, to whole rows from this fraction of the budget on
     random_share: float = 0.1  # of the masked positions, shown as a random token
     keep_share: float = 0.1  # of the masked positions, shown unchanged
+    averaging: str = "none"  # "window" or "ema": a run ends with a mean of its last weights, ...
+    averaging_share: float = 0.1  # ... of so much of the budget, or (ema) that old in relation to the run so far
     z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
     unigram_bias: bool = False  # the decoder's bias starts at the log-frequencies of the tokens, counted on the clock
     dropout: bool = False
@@ -53,12 +56,12 @@ class Training:
     cuda_graph: bool = True  # on a GPU: micro-batches replayed as a CUDA graph, checked against eager first
 
     def __post_init__(self) -> None:
-        check_choice(self, optimizer=("adamw", "adam", "muon"), schedule=tuple(SCHEDULES))
+        check_choice(self, optimizer=("adamw", "adam", "muon"), schedule=tuple(SCHEDULES), averaging=KINDS)
         check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
-        check_positive(self, "matrix_lr", "matrix_interval")
+        check_positive(self, "matrix_lr", "matrix_interval", "averaging_share")
         check_positive_or_none(self, "embedding_lr", "head_lr", "first_window")
-        check_share(self, "momentum")
+        check_share(self, "momentum", "averaging_share")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
         check_betas(self)
         check_not_negative(self, "weight_decay", "z_loss")

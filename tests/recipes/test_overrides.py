@@ -113,6 +113,7 @@ def test_values_of_the_wrong_type(setting, words):
     "training.batch_size=0", "micro_batch_size=0", "peak_lr=0", "peak_lr=nan", "training.betas=0.9,1.0",
     "training.betas=0.9,0.98,0.99", "training.eps=0", "training.weight_decay=-0.1", "grad_clip=0", "grad_clip=nan",
     "training.schedule=square", "training.warmup=1", "batch_ramp=1.5", "window_growth=0", "window_growth=1.5",
+    "averaging=mean", "averaging_share=0",
     "first_window=0", "matrix_interval=0", "architecture.global_every=2", "batch_ramp=-0.5", "masking_rate=0",
     "masking_rate=1", "masking_rate_final=1.5", "random_share=1", "keep_share=-0.1", "precision=fp8",
     "compile=maybe", "optimizer=sgd",

@@ -49,7 +49,7 @@ ADAMW = {
     "batch_ramp": 0.0, "micro_batch_size": 128, "random_share": 0.1, "keep_share": 0.1, "dropout": False,
     "precision": "fp16", "compile": "auto", "cuda_graph": True, "matrix_lr": 0.02, "momentum": 0.95,
     "matrix_interval": 1, "embedding_lr": None, "head_lr": None, "cooldown": 0.4, "z_loss": 0.0, "unigram_bias": False,
-    "first_window": None, "window_growth": 0.5,
+    "first_window": None, "window_growth": 0.5, "averaging": "none", "averaging_share": 0.1,
 }  # fmt: skip
 QUARTER = {"masking_rate": 0.25, "masking_rate_final": 0.25}
 BERT_RATE = {"masking_rate": 0.15, "masking_rate_final": 0.15}

@@ -120,6 +120,21 @@ def test_the_window_of_the_plan_reaches_attention(small_data):
     assert step.loss.equal(expected)
 
 
+@pytest.mark.parametrize("kind", ["window", "ema"])
+def test_a_mean_of_weights_changes_nothing_before_the_end(small_data, kind):
+    plain, averaged = trainer(small_data), trainer(small_data, dataclasses.replace(TRAINING, averaging=kind))
+    passed = []
+    for _ in range(3):
+        for t in (plain, averaged):
+            t.train_step(t.plan(0.95), never)
+        assert weights(plain).equal(weights(averaged))
+        passed.append(weights(plain))
+    averaged.finish()
+    second, third = 1 / 1.1, 1 / 1.2
+    shares = [1 / 3] * 3 if kind == "window" else [(1 - second) * (1 - third), second * (1 - third), third]
+    torch.testing.assert_close(weights(averaged), torch.tensor(shares) @ torch.stack(passed))
+
+
 def test_z_loss_is_a_part_of_the_loss(small_data):
     """Its weight times the mean squared log-sum-exp of the logits (Chowdhery et al. 2022)."""
     plain, penalised = trainer(small_data), trainer(small_data, dataclasses.replace(TRAINING, z_loss=0.01))

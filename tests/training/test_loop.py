@@ -1,5 +1,6 @@
 """What happens between steps: budget, saving, recovery, interruption."""
 
+import dataclasses
 import errno
 import signal
 
@@ -14,7 +15,7 @@ from cramming_train.errors import RunError
 from cramming_train.loop import Loop
 from cramming_train.signals import StopRequest
 from cramming_train.tracking import RunLog, read_log
-from tests.training.test_engine import trainer, weights
+from tests.training.test_engine import TRAINING, trainer, weights
 
 
 class Clock:
@@ -74,15 +75,21 @@ def test_validation_comes_at_every_tenth(small_data, tmp_path):
     assert [event["tokens"] for event in found] == sorted(event["tokens"] for event in found)
 
 
-def test_resumed_equals_uninterrupted(small_data, tmp_path):
-    whole = make_loop(small_data, tmp_path / "a", tokens=8000)
+@pytest.mark.parametrize("averaging", ["none", "ema", "window"])
+def test_resumed_equals_uninterrupted(small_data, tmp_path, averaging):
+    training = dataclasses.replace(TRAINING, averaging=averaging, averaging_share=0.9)
+
+    def make(name):
+        return make_loop(small_data, tmp_path / name, tokens=8000, t=trainer(small_data, training))
+
+    whole = make("a")
     whole.run()
-    first = make_loop(small_data, tmp_path / "b", tokens=8000)
+    first = make("b")
     answers = iter([None] * 9)
     original = first._stop
     first._stop = lambda: next(answers, "interrupt") or original()
     assert first.run() == "interrupt"
-    second = make_loop(small_data, tmp_path / "b", tokens=8000, t=trainer(small_data, seed=0))
+    second = make("b")
     t = second.trainer
     for parameter in t.model.parameters():  # nothing of a fresh start may survive
         parameter.data.normal_()
