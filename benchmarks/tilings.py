@@ -19,23 +19,11 @@ import torch
 from benchmarks.cost_count import MULTIPROCESSORS, obstacle
 from benchmarks.resources import LIMITS
 from cramkernels import configurations, tune
-from cramkernels.configurations import BACKWARD, FORWARD, Key, Tiling
+from cramkernels.configurations import BACKWARD, Key, Tiling
 from tests.simulation.triton import compiled_only, simulated, taken
 
 PARTS = {80: "a100", 86: "rtx3090", 89: "rtx4090"}  # that are executed; others are compiled
 TOKENS = 512
-# Bytes that rows of the table spill, rotated unless they are for calls without, and with no other option; others none
-SPILLED = {
-    (Key(FORWARD, 32, 64, 0), 80): 32,  # with eight warps none, but twice the bound; with fewer queries still more
-    (Key(BACKWARD, 16, 64, 128), 120): 16,  # slices of 32 spill 32
-    (Key(BACKWARD, 16, 128, 0), 80): 268,  # where it owns keys: dK and dV are half of the registers; no tile has 0
-    # numbers of 128 columns as two terms each: every tile that was tried spills hundreds
-    (Key(BACKWARD, 32, 128, 0), 80): 816,
-    (Key(BACKWARD, 32, 128, 0), 86): 640,
-    (Key(BACKWARD, 32, 128, 0), 89): 640,
-    (Key(BACKWARD, 32, 128, 0), 90): 708,
-    (Key(BACKWARD, 32, 128, 0), 120): 808,
-}
 
 
 def is_triton(key: Key) -> bool:

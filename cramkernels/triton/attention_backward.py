@@ -19,6 +19,7 @@ from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
     add_unrotated,
+    anew,
     count_up_to,
     kept,
     load_rotated,
@@ -83,21 +84,22 @@ def key_gradients(
         if DELTA == "out":  # here fewer registers are taken than where it is used
             out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
             delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
-        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        scores = tl.dot(anew(k, query_start, D), tl.trans(q), input_precision=PRECISION)
         if ROPE:
-            scores = tl.dot(k_second, tl.trans(q_second), scores, input_precision=PRECISION)
+            scores = tl.dot(anew(k_second, query_start, D), tl.trans(q_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[None, :]
         if not shared:  # else what is not asked, or not real, is zero here and in dO or dQ
             visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
             exponent = tl.where(visible, exponent, float("-inf"))
         p = recomputed(exponent)
-        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         dropped = p
         if DROPOUT:
             keep = tl.trans(kept(seed_ptr, head, query, origin, threshold, TILE))
             dropped = tl.where(keep, p, 0.0)
+        dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)  # before dP: fewer numbers are alive
+        dp = tl.dot(anew(v, query_start, D), tl.trans(do), input_precision=PRECISION)
+        if DROPOUT:
             dp = tl.where(keep, dp * keep_scale, 0.0)
-        dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)
         if DELTA == "tile":
             delta = tl.sum(p * dp, 0)
         elif DELTA == "memory":
@@ -119,6 +121,8 @@ def key_gradients(
     if DROPOUT:
         dv *= keep_scale
     store_tile(dq_ptr + 2 * heads * D, origin, real, stride, dv, D)
+    # looked up again: else addresses of the angles would stay in registers past the loop, which has none left
+    position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
     add_unrotated(
         dq_ptr + heads * D, origin, real, real, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
         position, D, ROPE,
@@ -160,9 +164,9 @@ def _query_gradients(
         if not ROPE:
             k = settled_16_bit(k)
         v = settled_16_bit(load_tile(k_ptr + heads * D, chunk, present, stride, D))
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(anew(q, chunk, D), tl.trans(k), input_precision=PRECISION)
         if ROPE:
-            scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
+            scores = tl.dot(anew(q_second, chunk, D), tl.trans(k_second), scores, input_precision=PRECISION)
         exponent = scores * scale_log2 - lse[:, None]
         if not shared:  # else keys that are not present are zero, and so is what they add to dQ
             visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
@@ -170,7 +174,7 @@ def _query_gradients(
                 visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
             exponent = tl.where(visible, exponent, float("-inf"))
         p = recomputed(exponent)
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        dp = tl.dot(anew(do, chunk, D), tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), dp * keep_scale, 0.0)
         ds = (p * (dp - delta[:, None])).to(k.dtype)

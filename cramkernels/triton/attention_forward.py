@@ -51,7 +51,8 @@ def _attend(
             present &= key >= first
         key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
         k, k_second = load_rotated(k_ptr, chunk, present, stride, cos_ptr, sin_ptr, key_position, D, ROPE)
-        v = load_tile(v_ptr, chunk, present, stride, D)
+        if PRECISION == "tf32":
+            v = load_tile(v_ptr, chunk, present, stride, D)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision=PRECISION)
@@ -69,6 +70,8 @@ def _attend(
         total = total * shrink[:, None] + tl.sum(tl.reshape(p, [p.shape[0], CHUNK // PARTS, PARTS]), 1)
         if DROPOUT:
             p = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), p, 0.0)
+        if PRECISION != "tf32":  # fp32 has no registers for values before their turn
+            v = load_tile(v_ptr, chunk, present, stride, D)
         out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
     return out, highest, total
 

@@ -198,6 +198,18 @@ def settled_16_bit(x):
 
 
 @triton.jit
+def anew(x, step, D: tl.constexpr):
+    """``x``, as the operand of a product in a loop, whose counter ``step`` is never negative.
+
+    As it seems to depend on that, it is read from shared memory, and split into tf32 terms, in every step. Otherwise
+    both terms are kept in registers through the loop, which do not hold those of 128 columns.
+    """
+    if x.dtype == tl.float32 and D == 128:
+        x = settled(tl.where(step >= 0, x, 0.0))
+    return x
+
+
+@triton.jit
 def load_rotated(base_ptr, first_row, real, stride, cos_ptr, sin_ptr, position, D: tl.constexpr, ROPE: tl.constexpr):
     """Queries or keys. Without rotation the tile, twice; else its halves [R, D / 2], rotated in fp32 and rounded."""
     if ROPE:
