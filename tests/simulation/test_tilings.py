@@ -15,15 +15,11 @@ from tests.simulation.triton import compiled_only, simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = pytest.mark.skipif(not SIMULATOR.is_dir(), reason="ptxsim: no ../shared/tools/ptxsim beside the checkout")
-TRAINING = [(Key(kernel, 16, 64, 128), part) for kernel in (FORWARD, BACKWARD) for part in (86, 90, 120)]
+TRAINING = [(Key(kernel, 16, 64, 128), part) for kernel in (FORWARD, BACKWARD) for part in (86, 120)]
 OTHERS = [
-    (Key(FORWARD, 16, 32, 0), 120),
     (Key(FORWARD, 32, 128, 0), 86),
     (Key(BACKWARD, 16, 128, 0), 86),
-    (Key(BACKWARD, 32, 64, 0), 120),
-    (Key(MID_BACKWARD, 16, 64, 0), 86),
     (Key(MID_BACKWARD + UNROTATED, 16, 64, 0), 80),
-    (Key(BACKWARD + UNROTATED, 16, 64, 128), 80),
 ]
 every_row = [*TRAINING, *OTHERS] + [
     pytest.param(*row, marks=pytest.mark.exhaustive)
@@ -81,6 +77,8 @@ def test_the_tuner_launches_what_it_times(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "ROUNDS", 1)
     key = Key(FORWARD, 16, 32, 64)
+    some = candidates(key, 80)[:4]
+    monkeypatch.setattr(configurations, "candidates", lambda *_: some)
     card = tuned.Card("simulated", 80, "1")
     counted = {}
 
@@ -93,7 +91,7 @@ def test_the_tuner_launches_what_it_times(tmp_path, monkeypatch, capsys):
 
     with simulated(80, check="none"):
         choices = tune.tune(card, torch.device("cpu"), 80, clock, [key], tokens=130)
-    assert set(counted) == set(candidates(key, 80))
+    assert set(counted) == set(some)
     assert choices[key] == min(counted, key=counted.__getitem__) or counted[choices[key]] == counted[ROWS[key, 80]]
     assert tuned.load(card) == choices
     assert capsys.readouterr().out.startswith("1 of 1: triton.attention_forward, 16 bits, head dim 32, up to 64 tokens")
