@@ -34,7 +34,7 @@ def name(operation: Operation) -> str:
 
 def slow(operation: Operation) -> bool:
     """What the same code at another width stands for."""
-    return not ON_A_CARD and operation.name == "mlm_loss_recompute" and operation.shape.width == 768
+    return not ON_A_CARD and operation.family == "loss" and operation.shape.width == 768
 
 
 @pytest.mark.benchmark(timer=time.perf_counter if ON_A_CARD else time.process_time)
