@@ -72,12 +72,13 @@ def test_launchers_take_another_configuration(key, lengths):
     assert_error_rule(results, *expected, case.dtype)
 
 
-def test_the_tuner_launches_what_it_times(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("count", [4, pytest.param(None, marks=pytest.mark.exhaustive)], ids=["some", "all"])
+def test_the_tuner_launches_what_it_times(count, tmp_path, monkeypatch, capsys):
     """With a count of instructions for a clock: the choice is the least of them, and the file has it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "ROUNDS", 1)
     key = Key(FORWARD, 16, 32, 64)
-    some = candidates(key, 80)[:4]
+    some = candidates(key, 80)[:count]
     monkeypatch.setattr(configurations, "candidates", lambda *_: some)
     card = tuned.Card("simulated", 80, "1")
     counted = {}
