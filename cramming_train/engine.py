@@ -252,7 +252,10 @@ class Trainer:
             self.averaged += 1
         return gradient_norm
 
-    def finish(self) -> None:
-        """End with the mean of the last weights, where the recipe wants one."""
+    def finish(self) -> bool:
+        """End with the mean of the last weights, where there is one; whether that changed them."""
+        if not self.averaged:
+            return False
         use_average(self.model, self.optimizer)
         self.averaged = 0
+        return True

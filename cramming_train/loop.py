@@ -224,8 +224,7 @@ class Loop:
         self.log.write("notice", message=message)
 
     def _finish(self, reason: str) -> None:
-        if reason == "budget":
-            self.trainer.finish()
+        if reason == "budget" and self.trainer.finish():
             self._saved_step = -1  # what was saved at this step were other weights
         try:
             self._save()
