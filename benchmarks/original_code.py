@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     arguments = build_parser().parse_args(argv)
     if arguments.action == "judge":
+        if not (arguments.out / "run.json").is_file():
+            print(f"error: --out {arguments.out}: no run.json there; run train first", file=sys.stderr)
+            return 2
         judge(arguments.rows, arguments.out)
         return 0
     if arguments.peer_path is None or not (arguments.peer_path / "cramming" / "config").is_dir():
@@ -150,7 +153,6 @@ def judge(rows: Path, out: Path) -> None:
     prepared, imported = open_prepared(rows), out / "imported"
     if not imported.exists():
         import_checkpoint(out / "checkpoints" / "final", imported)
-
     model = Run(imported.resolve()).load_model()
     found = held_out_loss(model, prepared.validation, device=torch.device("cpu"), max_rows=FINAL_VALIDATION_ROWS)
     figures = json.loads((out / "run.json").read_text(encoding="utf-8"))

@@ -103,7 +103,7 @@ def _kept(seed: torch.Tensor, head, row, block, stream: int, dropout_p: float) -
     # NumPy multiplies 64-bit integers in half the time
     head, row, block, key = head.numpy(), row.numpy(), block.numpy(), tuple(int(word) for word in key)
     kept = np.empty((row.shape[0], head.shape[1], row.shape[2], block.shape[3], 4), dtype=bool)
-    step = max(1, CPU_COUNTERS // (head.size * block.shape[3]))
+    step = max(1, CPU_COUNTERS // max(1, head.size * block.shape[3]))
     for some, its_row, its_block in zip(kept, row, block, strict=True):
         for first in range(0, row.shape[2], step):
             rows = slice(first, first + step)

@@ -18,6 +18,11 @@ def test_without_the_checkout(tmp_path, capsys, peer_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_to_judge(tmp_path, capsys):
+    assert main(["judge", "--rows", "rows", "--out", str(tmp_path)]) == 2
+    assert "run train first" in capsys.readouterr().err
+
+
 def test_an_earlier_run_is_not_overwritten(tmp_path, capsys, peer):
     assert main(["train", "--rows", "rows", "--out", str(tmp_path), "--peer-path", str(peer)]) == 2
     assert "the folder is there already" in capsys.readouterr().err
