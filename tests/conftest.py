@@ -9,12 +9,17 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from cramming_train.data import PreparedData, prepare_data
 from cramming_train.data.embedded import read_embedded
 from cramming_train.recipes import Data
+
+# The same examples each time: what a change breaks fails at once, and nothing else does
+hypothesis.settings.register_profile("same-examples", derandomize=True)
+hypothesis.settings.load_profile("same-examples")
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared"
 

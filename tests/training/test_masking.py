@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -33,6 +33,7 @@ def test_counts_add_up(length, rate, random, keep):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**40), index=st.integers(0, 2**40), rate=st.sampled_from([0.15, 0.25, 0.3]))
+@example(seed=9427, index=21340527, rate=0.25)  # one of the random ids is <mask>'s
 def test_every_row_has_the_exact_counts(seed, index, rate):
     ids = rows(5, 128, seed % 1000)
     counts = masking_counts(128, rate, 0.1, 0.1)
@@ -41,11 +42,14 @@ def test_every_row_has_the_exact_counts(seed, index, rate):
     assert (batch.positions_M.diff() > 0).all()
     assert torch.equal(torch.bincount(batch.positions_M // 128), torch.full((5,), counts.masked))
     shown = batch.ids_T.view(5, 128)
-    assert torch.equal((shown == MASK_ID).sum(1), torch.full((5,), counts.replaced_by_mask))
+    masks = (shown == MASK_ID).sum(1)
     changed = shown != ids
     assert not changed.reshape(-1)[np.setdiff1d(np.arange(640), batch.positions_M)].any()
     other = (changed & (shown != MASK_ID)).sum(1)
-    assert (other <= counts.replaced_by_random).all()  # a random id may be the same one
+    # a random id may be <mask>'s, or the one that it replaces
+    assert (masks >= counts.replaced_by_mask).all()
+    assert (masks + other <= counts.replaced_by_mask + counts.replaced_by_random).all()
+    assert (masks + other).sum() >= 5 * (counts.replaced_by_mask + counts.replaced_by_random) - 2
 
 
 def test_positions_and_roles_are_unbiased():
