@@ -121,9 +121,7 @@ def key_gradients(
     if DROPOUT:
         dv *= keep_scale
     store_tile(dq_ptr + 2 * heads * D, origin, real, stride, dv, D)
-    if (
-        D > 32
-    ):  # looked up again: else addresses of the angles would stay in registers past the loop, which has none left
+    if D > 32:  # again: else addresses of the angles would stay in registers past the loop, which has none left
         position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
     add_unrotated(
         dq_ptr + heads * D, origin, real, real, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
