@@ -24,10 +24,9 @@ from tests.simulation.triton import simulated
 pytest.importorskip("triton", reason="triton is not installed")
 CASES = [*SHORT_ATTENTION_CASES, *KERNEL_ATTENTION_CASES, *LONG_ATTENTION_CASES]
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+ONLY_EXHAUSTIVE = [pytest.param(dtype, marks=pytest.mark.exhaustive) for dtype in (FP16, FP32)]
 # fp16 differs from bf16 in conversions and the product's name
-FP16_IF_EXHAUSTIVE = pytest.mark.parametrize(
-    "dtype", [FP32, BF16, pytest.param(FP16, marks=pytest.mark.exhaustive)], ids=str
-)
+FP16_IF_EXHAUSTIVE = pytest.mark.parametrize("dtype", [FP32, BF16, ONLY_EXHAUSTIVE[0]], ids=str)
 LENGTHS = pytest.mark.parametrize("lengths", [(50, 3, 0, 70, 30), (50, 3, 0, 150, 30)], ids=["short", "long"])
 
 
@@ -139,7 +138,7 @@ def test_lse(dtype, lengths, masked):
 
 
 @LENGTHS
-@FP16_IF_EXHAUSTIVE
+@pytest.mark.parametrize("dtype", [BF16, *ONLY_EXHAUSTIVE], ids=str)
 def test_permuting_sequences_permutes_outputs(dtype, lengths):
     """Tiles are other ones then, and sums are made in another order: near, not the same bits."""
     case = AttentionCase("attention", dtype, lengths=lengths, heads=1, head_dim=32, rope=True)

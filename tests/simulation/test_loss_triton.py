@@ -7,6 +7,7 @@ from cramkernels import mlm_loss
 from tests.cramkernels.cases import FP32, KERNEL_LOSS_CASES, MANY_TILES, MLM_LOSS_CASES, TILED_LOSS_CASES, LossCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain, poisoned_memory
 from tests.cramkernels.test_mlm_loss_numbers import SCALE, confident, weight_gradient
+from tests.cramkernels.turns import in_turns
 from tests.simulation.operators import GRAPHS, assert_a_graph_can_hold_it
 from tests.simulation.triton import simulated
 
@@ -25,7 +26,7 @@ def run(case, architecture, proof):
 LONGEST_TO_RUN = pytest.param(MANY_TILES[0], marks=pytest.mark.exhaustive)  # half a minute
 
 
-@pytest.mark.parametrize("case", [*MLM_LOSS_CASES, *KERNEL_LOSS_CASES[:-1], LONGEST_TO_RUN], ids=str)
+@pytest.mark.parametrize("case", [*in_turns([*MLM_LOSS_CASES, *KERNEL_LOSS_CASES[:-1]]), LONGEST_TO_RUN], ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 

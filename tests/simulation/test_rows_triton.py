@@ -8,6 +8,7 @@ import pytest
 from benchmarks.resources import read_report
 from tests.cramkernels.cases import BF16, FP32, GEGLU_CASES, KERNEL_ROW_CASES, MANY_ROWS, NORM_CASES, NORMS, RowCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
+from tests.cramkernels.turns import in_turns
 from tests.simulation.triton import simulated
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -23,7 +24,7 @@ def run(case, architecture, proof):
     assert_error_rule(results, plain(case, arguments), exact(case, arguments), case.dtype)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", in_turns(CASES), ids=str)
 def test_sm_80(case, proof):
     run(case, 80, proof)
 
