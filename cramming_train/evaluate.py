@@ -30,12 +30,13 @@ from cramming_train.evaluation.table import comparison_lines, recipe_lines, scor
 from cramming_train.evaluation.tasks import Suite, Task
 from cramming_train.evaluation.text_loss import text_loss
 from cramming_train.precision import Precision
-from cramming_train.recipes import Evaluation, Recipe, apply_overrides, default_recipe, get_recipe
+from cramming_train.recipes import Evaluation, Recipe, apply_overrides, get_recipe
 from cramming_train.runs import DEFAULT_RUNS_DIR, Run, find_run, list_runs
 from cramming_train.signals import terminate_by_exception
 from cramming_train.validation import held_out_loss
 
 NO_RUN, MLM = "none", "mlm"
+OF_NO_RUN = "cram-mini"  # the architecture where no run names one
 MAX_EPOCHS = 5  # of the fifth rule
 OWN_TASK_OPTIONS = ("label_column", "metric")
 
@@ -65,7 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--device", help="such as cpu or cuda (default: cuda where there is one)")
     add("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
         help="other changes of the evaluation recipe")  # fmt: skip
-    add("--recipe", help="with --run none: whose architecture (default: the latest run's)")
+    add(
+        "--recipe",
+        help="with --run none: whose architecture (default: the latest run's; with --data that of cram-mini)",
+    )
     add("--data", nargs="+", metavar="PATH",
         help="with --suite mlm: text files to judge on (default: the run's held-out rows); with --run none: prepared "
         "data whose tokenizer to use (default: the latest run's)")  # fmt: skip
@@ -200,7 +204,7 @@ def find_subject(arguments: argparse.Namespace, device: torch.device, suite: Sui
             raise UsageError("--data: with --run none give one folder of prepared data")
         prepared = open_prepared(Path(arguments.data[0]))
         text = TextPipeline(prepared.metadata["recipe"]["clean"], prepared.tokenizer)
-        recipe = get_recipe(arguments.recipe or default_recipe(device.type))
+        recipe = get_recipe(arguments.recipe or OF_NO_RUN)
     else:
         runs = list_runs(arguments.out)
         if not runs:

@@ -20,6 +20,7 @@ from cramming_train.parts import PARTS
 from cramming_train.prediction import Prediction, predict
 from cramming_train.rates import Machine, measured, tabulated
 from cramming_train.recipes import BUNDLES, apply_overrides, get_recipe
+from cramming_train.scaling import choose, is_sized
 
 HEADER = ("recipe", "tokens/s", "tokens", "steps", "memory", "micro-batch")
 UNPROVEN = "Predictions for a GPU have not been compared with a measured run."
@@ -43,10 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if not (arguments.hours > 0 and math.isfinite(arguments.hours)):
         raise UsageError(f"--hours {arguments.hours}: want a positive number")
-    recipes = [apply_overrides(get_recipe(name), arguments.overrides) for name in arguments.recipes or BUNDLES]
+    recipes = {name: apply_overrides(get_recipe(name), arguments.overrides) for name in arguments.recipes or BUNDLES}
     machine = this_machine() if arguments.gpu is None else tabulated(arguments.gpu)
-    predictions = [predict(recipe, machine, arguments.hours) for recipe in recipes]
+    choices = [choose(machine, arguments.hours) for name in recipes if is_sized(name, arguments.overrides)]
+    recipes |= {choice.recipe.name: apply_overrides(choice.recipe, arguments.overrides) for choice in choices}
+    predictions = [predict(recipe, machine, arguments.hours) for recipe in recipes.values()]
     show(predictions, machine, arguments.hours)
+    for choice in choices:
+        print(f"{choice}\n  {choice.expectation}")
     if arguments.json is not None:
         arguments.json.write_text("".join(json.dumps(p.to_dict()) + "\n" for p in predictions), encoding="utf-8")
     return 0

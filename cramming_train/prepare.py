@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cramming_train.data.prepare import AUTO, default_cache_dir, prepare_data
 from cramming_train.errors import UsageError, command
-from cramming_train.recipes import apply_overrides, default_recipe, get_recipe
+from cramming_train.recipes import DEFAULT_RECIPE, apply_overrides, get_recipe
 from cramming_train.signals import terminate_by_exception
 
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         "(name or name:config), ready-made token rows, 'embedded', or 'auto' (default)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="make this folder (default: one in the cache)")
-    parser.add_argument("--recipe", help="bundle whose data recipe is used (default: pretrain's on this machine)")
+    parser.add_argument("--recipe", help="bundle whose data recipe is used (default: pretrain's)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--text-column", default="text", help="column of .jsonl, .csv, .parquet and hub sources")
     parser.add_argument("--processes", type=int, help="worker processes (default: one a core)")
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.processes is not None and arguments.processes < 1:
         raise UsageError(f"--processes: got {arguments.processes}, want at least 1")
-    recipe = apply_overrides(get_recipe(arguments.recipe or _default_recipe()), arguments.overrides).data
+    recipe = apply_overrides(get_recipe(arguments.recipe or DEFAULT_RECIPE), arguments.overrides).data
     print(json.dumps({"data": dataclasses.asdict(recipe)}, indent=2))
     with terminate_by_exception():
         prepared = prepare_data(
@@ -60,13 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{key:<20} {value:,}" if isinstance(value, int) else f"{key:<20} {value}")
     print(f"prepared: {prepared.path}")
     return 0
-
-
-def _default_recipe() -> str:
-    """What pretrain takes here."""
-    import torch  # not in worker processes, which import this module
-
-    return default_recipe("cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

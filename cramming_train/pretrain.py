@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=int, help="budget in tokens instead; --hours still stops the run if it comes first"
     )
-    parser.add_argument("--recipe", help="bundle of recipes (default: crammed-bert on a GPU, cram-mini elsewhere)")
+    parser.add_argument("--recipe", help="bundle of recipes (default: cram, sized by the budget)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="change the recipe, such as training=bert-izsak or training.batch_size=64")  # fmt: skip
     parser.add_argument("--data", nargs="+", metavar="SOURCE", help=f"as in cramming_train.prepare (default {AUTO})")
@@ -79,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     device = choose_device(arguments.device)
     if arguments.dry_run:
-        show_plan(new_settings(arguments, device.type), device)
+        show_plan(new_settings(arguments, device), device)
         return 0
     check_trackers(arguments.track)
     keep_freed_memory()
     world = join_world(device.type)
     try:
         with terminate_by_exception():
-            run, settings, prepared = open_run(arguments, device.type, world)
+            run, settings, prepared = open_run(arguments, device, world)
         pretrain(run, settings, prepared, device, world, arguments.track, prove=arguments.verify)
     finally:
         world.close()
@@ -123,6 +123,8 @@ def show_plan(settings: Settings, device: torch.device) -> None:
     print(f"device      {device_name(device)}")
     print(f"budget      {budget}")
     print(f"data        {' '.join(settings.sources)}")
+    if settings.sizing is not None:
+        print(f"sized       {settings.sizing}")
     print(f"parameters  {parameter_count(model):,}")
     print(f"FLOPs       {rate / 1e6:.1f} M a token")
     micro_rows = recipe.training.micro_batch_size if settings.micro_batch_given else None
@@ -194,7 +196,7 @@ def start(run, settings, prepared, device, world, budget, log, display, stop_req
     elif device.type == "cuda" and not settings.micro_batch_given:
         trainer.micro_rows = agreed_micro_rows(settings.recipe, precision, device, world)
     execution, notices = prepare_execution(trainer, prove)
-    for message in filter(None, [precision.notice, *notices]):
+    for message in filter(None, [settings.sizing, precision.notice, *notices]):
         log.write("notice", message=message)
         display.message(message)
     loop = Loop(

@@ -7,9 +7,11 @@ import math
 import re
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cramming_train.checkpoint import write_json_atomically
 from cramming_train.data import PreparedData, prepare_data
@@ -17,8 +19,10 @@ from cramming_train.data.prepare import AUTO
 from cramming_train.distributed import World
 from cramming_train.errors import RunError, UsageError
 from cramming_train.initial_weights import check_vocabulary, initial_checkpoint, run_of
-from cramming_train.recipes import Recipe, apply_overrides, default_recipe, get_recipe, is_set
+from cramming_train.plan import this_machine
+from cramming_train.recipes import DEFAULT_RECIPE, Recipe, apply_overrides, get_recipe, is_set
 from cramming_train.runs import RECIPE_FILE, TOKENIZER_FILE, Run, find_run, latest_run
+from cramming_train.scaling import choose, is_sized
 
 DEFAULT_HOURS = 24.0
 
@@ -35,16 +39,24 @@ class Settings:
     text_column: str
     micro_batch_given: bool = False  # by the command line: then it is not for the machine to choose
     init_from: Path | None = None  # the checkpoint whose weights come instead of random ones
+    sizing: str | None = None  # what the budget was found to want, in words
 
 
-def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
-    """Settings from the command line. UsageError where a value is out of range."""
+def new_settings(arguments: argparse.Namespace, device: torch.device) -> Settings:
+    """Settings from the command line; a recipe that is sized by its budget is sized. UsageError: a bad value."""
     hours = DEFAULT_HOURS if arguments.hours is None else arguments.hours
     if not (hours > 0 and math.isfinite(hours)):
         raise UsageError(f"--hours {hours}: want a positive number")
     if arguments.tokens is not None and arguments.tokens <= 0:
         raise UsageError(f"--tokens {arguments.tokens}: want a positive number")
-    recipe = apply_overrides(get_recipe(arguments.recipe or default_recipe(device_type)), arguments.overrides)
+    name = arguments.recipe or DEFAULT_RECIPE
+    bundle = get_recipe(name)
+    apply_overrides(bundle, arguments.overrides)  # refuses what cannot be before seconds go into measuring
+    sizing = None
+    if is_sized(name, arguments.overrides):
+        choice = choose(this_machine(device), hours, arguments.tokens)
+        bundle, sizing = choice.recipe, str(choice)
+    recipe = apply_overrides(bundle, arguments.overrides)
     seed = 0 if arguments.seed is None else arguments.seed
     return Settings(
         recipe,
@@ -55,26 +67,31 @@ def new_settings(arguments: argparse.Namespace, device_type: str) -> Settings:
         arguments.text_column or "text",
         is_set(arguments.overrides, "training.micro_batch_size"),
         arguments.init_from and initial_checkpoint(arguments.init_from, arguments.out, recipe.architecture),
+        sizing,
     )
 
 
-def open_run(arguments: argparse.Namespace, device_type: str, world: World) -> tuple[Run, Settings, PreparedData]:
+def open_run(arguments: argparse.Namespace, device: torch.device, world: World) -> tuple[Run, Settings, PreparedData]:
     """The run to train: a new folder, or with --resume an existing one. The data is ready when this returns."""
     if arguments.resume:
         run = find_run(arguments.name, arguments.out) if arguments.name else latest_run(arguments.out)
-        settings = _resumed_settings(run, arguments, device_type)
+        settings = _resumed_settings(run, arguments)
         if run.summary is not None:
             raise UsageError(f"{run.name}: this run has used up its budget; start another with another --name")
         return run, settings, prepare_for(run, settings)
-    settings = new_settings(arguments, device_type)
-    run = Run((arguments.out / (arguments.name or _default_name(settings.recipe, world))).resolve())
     if world.is_leader:
+        settings = new_settings(arguments, device)
+        run = Run((arguments.out / (arguments.name or _default_name(settings.recipe, world))).resolve())
         _check_free(run, arguments.name)
-        prepared = _prepare(settings, device_type)
+        prepared = _prepare(settings, device.type)
         if settings.init_from is not None:
             check_vocabulary(settings.init_from, prepared)
-        _create(run, settings, prepared, device_type)
+        _create(run, settings, prepared, device.type)
     world.barrier()
+    if not world.is_leader:  # what the leader chose, which measured its own device
+        run = find_run(arguments.name, arguments.out)
+        given = is_set(arguments.overrides, "training.micro_batch_size")
+        settings = replace(_stored_settings(run), micro_batch_given=given)
     return run, settings, prepare_for(run, settings)
 
 
@@ -147,17 +164,22 @@ def stored_settings(run: Run, settings: Settings, prepared: PreparedData, device
     }
 
 
-def _resumed_settings(run: Run, arguments: argparse.Namespace, device_type: str) -> Settings:
-    """The run's own settings. What the command line names as well has to agree: a budget is not changed on the way."""
+def _stored_settings(run: Run) -> Settings:
+    """What recipe.json of a run says."""
     stored = run.settings
     try:
-        settings = Settings(
+        return Settings(
             run.recipe, stored["seed"], stored["hours"], stored["tokens"],
             tuple(stored["data"]["sources"]), stored["text_column"],
             init_from=Path(stored["init_from"]) if stored.get("init_from") else None,
         )  # fmt: skip
     except (KeyError, TypeError):
         raise RunError(f"{run.path / RECIPE_FILE}: not a run of this version") from None
+
+
+def _resumed_settings(run: Run, arguments: argparse.Namespace) -> Settings:
+    """The run's own settings. What the command line names as well has to agree: a budget is not changed on the way."""
+    settings = _stored_settings(run)
     started_from = settings.init_from and run_of(settings.init_from).path
     asked = {
         "--init-from": (arguments.init_from and find_run(arguments.init_from, arguments.out).path, started_from),
@@ -171,7 +193,10 @@ def _resumed_settings(run: Run, arguments: argparse.Namespace, device_type: str)
         if given is not None and given != own:
             raise UsageError(f"{option}: the run {run.name} was started with {own}; a resumed run keeps its settings")
     if arguments.recipe or arguments.overrides:
-        recipe = apply_overrides(get_recipe(arguments.recipe or default_recipe(device_type)), arguments.overrides)
+        bundle = get_recipe(arguments.recipe or settings.recipe.name)
+        if bundle.name == settings.recipe.name == DEFAULT_RECIPE:
+            bundle = settings.recipe  # sized by the budget, on the machine where the run was started
+        recipe = apply_overrides(bundle, arguments.overrides)
         if recipe != settings.recipe:
             raise UsageError(f"--recipe, --set: the run {run.name} has another recipe; a resumed run keeps its own")
     return settings

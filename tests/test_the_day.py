@@ -22,13 +22,15 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def day(place) -> Path:
-    """The default model trained on a fixed number of tokens, of textbooks and speeches; the run's folder."""
+    """`cram-mini` trained on a fixed number of tokens, of textbooks and speeches; the run's folder."""
     corpus = SHARED / "data" / "corpus"
     sources = [corpus.resolve() / f"{name}-000.jsonl.gz" for name in ("openstax", "speeches")]
     sources = sources if corpus.is_dir() else ["embedded"]
     prepared = run("prepare", "--data", *sources, "--out", "rows", tmp_path=place)
     assert prepared.returncode == 0, prepared.stderr
-    trained = run("pretrain", "--data", "rows", "--tokens", TOKENS, "--name", "day", tmp_path=place)
+    trained = run(
+        "pretrain", "--recipe", "cram-mini", "--data", "rows", "--tokens", TOKENS, "--name", "day", tmp_path=place
+    )
     assert trained.returncode == 0, trained.stderr
     return place / "runs" / "day"
 

@@ -100,6 +100,8 @@ _CRAM: dict[str, Any] = {
     "linear_bias": False,
     "norm_eps": 1e-5,
     "output_init": "zero",
+    "window": 4,  # docs/recipe.md
+    "global_every": 3,
 }
 
 ARCHITECTURES = {
@@ -110,8 +112,7 @@ ARCHITECTURES = {
         # the same family at the size of a CPU; 11,015,169 parameters
         Architecture("crammed-bert-mini", 4, 256, 4, 1024, **_CRAMMED),
         Architecture("cram", 16, 768, 12, 3072, **_CRAM),
-        # windows: docs/recipe.md
-        Architecture("cram-mini", 4, 256, 4, 1024, window=4, global_every=3, **_CRAM),
+        Architecture("cram-mini", 4, 256, 4, 1024, **_CRAM),
         Architecture("crammed-bert-simple", 12, 768, 12, 3072),
         # Devlin et al. 2019 (no segment embeddings: pretraining has one segment)
         Architecture("bert-base", 12, 768, 12, 3072, norm="post", max_length=512),

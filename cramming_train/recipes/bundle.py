@@ -63,6 +63,7 @@ def _bundle(name: str, architecture: str, training: str, data: str = "crammed") 
 BUNDLES = {
     r.name: r
     for r in (
+        _bundle("cram", "cram", "cram", "cram"),
         _bundle("crammed-bert", "crammed-bert", "bert-o4"),
         _bundle("crammed-bert-mini", "crammed-bert-mini", "bert-o4-mini"),
         _bundle("cram-mini", "cram-mini", "cram-mini", "cram"),
@@ -74,9 +75,7 @@ BUNDLES = {
 }
 
 
-def default_recipe(device_type: str) -> str:
-    """The bundle for a machine: the full model for a GPU, the mini one elsewhere."""
-    return "crammed-bert" if device_type == "cuda" else "cram-mini"
+DEFAULT_RECIPE = "cram"  # pretrain sizes it by the budget: cramming_train/scaling.py
 
 
 def get_recipe(name: str) -> Recipe:

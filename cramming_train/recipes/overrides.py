@@ -47,6 +47,11 @@ def is_set(settings: Iterable[str], key: str) -> bool:
     )
 
 
+def is_replaced(settings: Iterable[str], part: str) -> bool:
+    """Whether the settings give the whole part by name."""
+    return any(_split(setting)[0] == part for setting in settings)
+
+
 def _split(setting: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals or not key:

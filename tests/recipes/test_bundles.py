@@ -6,12 +6,11 @@ import json
 import pytest
 
 from cramming_train.errors import UsageError
-from cramming_train.recipes import BUNDLES, Recipe, apply_overrides, default_recipe, get_recipe
+from cramming_train.recipes import BUNDLES, DEFAULT_RECIPE, Recipe, apply_overrides, get_recipe
 
 
-def test_defaults_by_machine():
-    assert default_recipe("cuda") == "crammed-bert"
-    assert default_recipe("cpu") == default_recipe("mps") == "cram-mini"
+def test_the_default_is_there():
+    assert BUNDLES[DEFAULT_RECIPE].name == DEFAULT_RECIPE
 
 
 @pytest.mark.parametrize("name", BUNDLES)

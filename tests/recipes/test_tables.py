@@ -19,7 +19,7 @@ CRAMMED = {
 CRAM = {
     **ARCHITECTURE, "ffn": "geglu", "gate": "first", "norm": "pre", "final_norm": True, "positions": "rope",
     "linear_bias": False, "head_transform": True, "decoder_bias": True, "first_attention_norm": False,
-    "norm_eps": 1e-5, "output_init": "zero",
+    "norm_eps": 1e-5, "output_init": "zero", "window": 4, "global_every": 3,
 }  # fmt: skip
 CLASSIC = {
     **ARCHITECTURE, "ffn": "gelu", "final_norm": False, "positions": "learned", "linear_bias": True,
@@ -29,9 +29,7 @@ EXPECTED_ARCHITECTURES = {
     "crammed-bert": {**CRAMMED, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
     "crammed-bert-mini": {**CRAMMED, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
     "cram": {**CRAM, "layers": 16, "hidden": 768, "heads": 12, "ffn_hidden": 3072},
-    "cram-mini": {
-        **CRAM, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024, "window": 4, "global_every": 3,
-    },
+    "cram-mini": {**CRAM, "layers": 4, "hidden": 256, "heads": 4, "ffn_hidden": 1024},
     "crammed-bert-simple": {**CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "pre"},
     "bert-base": {
         **CLASSIC, "layers": 12, "hidden": 768, "heads": 12, "ffn_hidden": 3072, "norm": "post", "max_length": 512,
@@ -61,6 +59,10 @@ EXPECTED_TRAININGS = {
     "bert-o4-mini": {
         **ADAMW, **QUARTER, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 32, "micro_batch_size": 32,
         "grad_clip": 0.5,
+    },
+    "cram": {
+        **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
+        "batch_size": 512, "unigram_bias": True,
     },
     "cram-mini": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
@@ -139,6 +141,7 @@ def test_what_each_bundle_is_made_of():
         name: (r.architecture.name, r.training.name, r.data.name, r.evaluation.name) for name, r in BUNDLES.items()
     }
     assert parts == {
+        "cram": ("cram", "cram", "cram", "glue-sane"),
         "crammed-bert": ("crammed-bert", "bert-o4", "crammed", "glue-sane"),
         "crammed-bert-mini": ("crammed-bert-mini", "bert-o4-mini", "crammed", "glue-sane"),
         "cram-mini": ("cram-mini", "cram-mini", "cram", "glue-sane"),
