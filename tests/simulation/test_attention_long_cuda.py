@@ -1,4 +1,4 @@
-"""CUDA attention of sequences of any length, in 16 bits and in fp32, and rotary: every check, the 2x error rule.
+"""CUDA attention of sequences of any length, in 16 bits and in fp32: every check, the 2x error rule.
 
 Backwards of at most 512 tokens, which have kernels of their own (test_attention_mid_cuda.py), go the long way here.
 """
@@ -13,10 +13,8 @@ from cramkernels.cuda import attention as cuda_attention
 from tests.cramkernels.cases import (
     ALL_OPTIONS,
     BF16,
-    DTYPES,
     FP16,
     FP32,
-    KERNEL_ROTARY_CASES,
     LONG_ATTENTION_CASES,
     LONG_VARIED,
     MANY_SHORT,
@@ -85,24 +83,6 @@ def test_sm_80(case, proof):
 @pytest.mark.parametrize("case", by_cost(EVERY_WIDTH), ids=str)
 def test_sm_75(case, proof):
     run(case, 75, proof)
-
-
-@pytest.mark.parametrize("architecture", [75, 80])
-@pytest.mark.parametrize("case", KERNEL_ROTARY_CASES, ids=str)
-def test_rotary(case, architecture, proof):
-    assert len(run(case, architecture, proof).symbols()) == 2
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rotary_moves_each_byte_once(dtype):
-    case = AttentionCase("rotary", dtype, lengths=(128, 128), heads=4, head_dim=64)
-    with simulated(80) as executed:
-        ours(case, arguments := case.arguments())
-    tensor = arguments["qkv_T3HD"].nbytes
-    tables = 256 * 2 * 4 * 2 * 32 * 4  # fp32 cosines and sines of 32 angles, for each token and head of q and of k
-    for _, result in executed:
-        assert 32 * result.stats.global_store.sectors == tensor
-        assert tensor <= 32 * result.stats.global_load.sectors <= 1.02 * (tensor + tables)
 
 
 LONG = [(BF16, 64), pytest.param(FP32, 32, marks=pytest.mark.exhaustive)]
@@ -380,24 +360,7 @@ def test_a_planted_bug_is_caught(which, file, there, planted, tmp_path, proof):
     proof("planted bugs caught", {f"{file}:{there}"})
 
 
-ROTARY_CASE = AttentionCase("rotary", FP32, lengths=(7, 0, 15, 3), heads=3, head_dim=32, outside=(2, 6))
-ROTARY_MUTANTS = [
-    ("inside && head < 2 * a.heads", "inside && head < a.heads"),
-    ("a.inverse ? -sine[k] : sine[k]", "sine[k]"),
-    ("token - a.cu_seqlens[sequence]", "token"),
-    ("sequence >= 0 && sequence < a.sequences", "sequence >= 0"),
-    ("if (token >= a.tokens) return;", ""),
-    ("* pairs; i += 32", "* pairs - 32; i += 32"),
-]
-
-
-@pytest.mark.parametrize(("there", "planted"), the_first_by_default(ROTARY_MUTANTS, lambda m: m[0]))
-def test_a_bug_in_rotary_is_caught(there, planted, tmp_path, proof):
-    assert_caught(ROTARY_CASE, tmp_path, "rotary/rotary.cu", there, planted)
-    proof("planted bugs caught", {f"rotary.cu:{there}"})
-
-
-@pytest.mark.parametrize("case", [*CAUGHT_BY.values(), ROTARY_CASE], ids=str)
+@pytest.mark.parametrize("case", CAUGHT_BY.values(), ids=str)
 def test_without_a_bug_the_cases_pass(case):
     cuda.simulator()
     assert_passes(case, conflicts=True)
@@ -407,7 +370,7 @@ def test_every_kernel_of_the_family_ran():
     """Together the cases reach each of them; in one process."""
     from tests.simulation.conftest import _ran
 
-    others = ("ck_attention_long_", "ck_attention_delta_", "ck_attention_fp32_", "ck_rotary_")
+    others = ("ck_attention_long_", "ck_attention_delta_", "ck_attention_fp32_")
     family = {kernel for kernel in cuda.all_kernels(80) if kernel.startswith(others)}
     ran = _ran["CUDA C++ sm_80 executed"] & family
     if len(ran) < len(family) // 2:
