@@ -129,6 +129,8 @@ def is_sized(name: str, overrides: Sequence[str]) -> bool:
 def choose(machine: Machine, hours: float, tokens: int | None = None) -> Choice:
     """The size for a budget of time on a machine; for one of tokens what would be best for as many operations.
 
+    What is lowest is the mean of the losses that the ensemble expects: what is not known for sure counts both ways.
+
     Raises:
         UsageError: not even the smallest fits the machine's memory.
     """
@@ -137,17 +139,18 @@ def choose(machine: Machine, hours: float, tokens: int | None = None) -> Choice:
     if not within:
         raise UsageError(f"{machine.name}: its memory does not hold the smallest model of {DEFAULT_RECIPE!r}")
     if tokens is not None:
-        within = {size: min(count, tokens) for size, count in within.items()}
-
-    def best(one: Law) -> Size:
-        sizes = [size for size in within if tokens is None or size.parameters <= ABOVE * one.balanced(tokens)]
-        return min(sizes or [next(iter(within))], key=lambda size: one.loss(size.parameters, within[size]))
-
-    size = best(law)
-    recipe = sized(size, within[size])
-    sizes, losses = zip(*((best(one), one.loss(size.parameters, within[size])) for one in others), strict=True)
+        most = max(law.balanced(tokens) * ABOVE, LADDER[0].parameters)
+        within = {size: min(count, tokens) for size, count in within.items() if size.parameters <= most}
+    expected = {size: [one.loss(size.parameters, count) for one in others] for size, count in within.items()}
+    size = min(within, key=lambda size: sum(expected[size]))
+    preferred = [min(within, key=lambda size, i=i: expected[size][i]) for i in range(len(others))]
     return Choice(
-        size, recipe, within[size], law.loss(size.parameters, within[size]), _nine_tenths(sizes), _nine_tenths(losses)
+        size=size,
+        recipe=sized(size, within[size]),
+        tokens=within[size],
+        loss=law.loss(size.parameters, within[size]),
+        allowed=_nine_tenths(preferred),
+        losses=_nine_tenths(expected[size]),
     )
 
 

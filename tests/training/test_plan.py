@@ -10,7 +10,9 @@ import cramming_train.rates as rates
 from cramming_train.calibration import copy_bytes_per_second, gemm_flops_per_second
 from cramming_train.parts import PARTS
 from cramming_train.plan import amount, main
+from cramming_train.rates import tabulated
 from cramming_train.recipes import BUNDLES
+from cramming_train.scaling import choose
 from tests.training.helpers import run_apart
 
 CPU = torch.device("cpu")
@@ -40,6 +42,9 @@ def test_every_recipe_on_a_named_part(capsys, tmp_path):
     assert "Predicted, not measured: 24 hours on rtx3090" in shown
     assert "data sheet of rtx3090, not measured: 80% of 71 TFLOP/s" in shown and "80% of 936 GB/s" in shown
     assert "have not been compared with a measured run" in shown
+    choice = choose(tabulated("rtx3090"), 24.0)  # of cram, the line above is of this size
+    assert f"{choice}\n  {choice.expectation}\n" in shown
+    assert records[list(BUNDLES).index("cram")]["tokens"] == pytest.approx(choice.tokens, rel=0.05)
 
 
 def test_a_small_card_gets_a_smaller_micro_batch(capsys, tmp_path):
