@@ -2,7 +2,8 @@
 
 Held-out loss after T tokens of a model with N parameters in its blocks, in the form of Hoffmann et al. 2022, "Training
 compute-optimal large language models", equation 2: L = E + A / N**alpha + B / T**beta. So few runs do not determine
-five numbers: those of that paper are taken as what is likely before anything was measured, each with a width. What the
+five numbers: those of that paper are taken as what is likely before anything was measured, each with a width, and so is
+that a day on one GPU wants the 16 layers of 768 of Geiping and Goldstein 2022, "Cramming", within a factor. What the
 runs leave open is shown by an ensemble: the same fit to losses with noise as between seeds, and to what is likely drawn
 anew. ``--write`` stores fit and ensemble where cramming_train/scaling.py reads them, and a picture beside the runs.
 """
@@ -22,7 +23,9 @@ from cramming_train.scaling import LADDER, LAW_FILE, Law, Size
 FOLDER = Path(__file__).parent / "results" / "recipes" / "scaling"
 # E, alpha, beta: mean and width. The exponents of Hoffmann et al.'s third approach; E of masked tokens of which 85 in a
 # hundred neighbours are seen lies below that of a model of the next token (1.69), and BERTs come down to 1.2 to 1.5.
-LIKELY = ((1.4, 0.3), (0.34, 0.08), (0.28, 0.08))
+# The last: logarithm of the parameters that are neither few nor many for the tokens of a day.
+LIKELY = ((1.4, 0.3), (0.34, 0.08), (0.28, 0.08), (float(np.log(Size(16, 768).parameters)), float(np.log(3))))
+DAY_TOKENS = 6.9e9  # that the planner predicts for that model on an RTX 3090
 NOISE = 0.05  # nats: half of what seeds of cram-mini spread (0.08) and some of the law's own error
 MEMBERS = 40  # of the ensemble
 
@@ -38,11 +41,15 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray, likely=L
     def residuals(x: np.ndarray) -> np.ndarray:
         floor, alpha, beta = x[:3]
         found = floor + np.exp(x[3] - alpha * np.log(parameters)) + np.exp(x[4] - beta * np.log(tokens))
-        prior = [(value - mean) / width for value, (mean, width) in zip((floor, alpha, beta), likely, strict=True)]
+        balanced = np.log(Law(floor, np.exp(x[3]), alpha, np.exp(x[4]), beta).balanced(DAY_TOKENS))
+        known = floor, alpha, beta, balanced
+        prior = [(value - mean) / width for value, (mean, width) in zip(known, likely, strict=True)]
         return np.concatenate([(found - losses) / NOISE, prior])
 
-    start = np.array([*(mean for mean, _ in likely), 4.0, 4.0])
-    floor, alpha, beta, a, b = least_squares(residuals, start, x_scale=[0.1, 0.01, 0.01, 0.1, 0.1]).x
+    start = np.array([*(mean for mean, _ in LIKELY[:3]), 4.0, 4.0])
+    lowest, highest = [0.0, 0.02, 0.02, -10.0, -10.0], [3.0, 1.0, 1.0, 20.0, 20.0]
+    found = least_squares(residuals, start, bounds=(lowest, highest), x_scale=[0.1, 0.01, 0.01, 0.1, 0.1])
+    floor, alpha, beta, a, b = found.x
     return Law(floor, float(np.exp(a)), alpha, float(np.exp(b)), beta)
 
 
