@@ -43,8 +43,8 @@ def steps(folder: Path, minutes: float, data: str) -> list[Step]:
         ),
         Step(
             "pretraining", f"{60 * hours:.1f} minutes of pretraining from scratch, with its proof",
-            (*python, "cramming_train.pretrain", "--hours", f"{hours:.4f}", "--verify", "--data", data,
-             "--out", str(runs), "--name", name), 0.36, keep=runs / name,
+            (*python, "cramming_train.pretrain", "--recipe", "crammed-bert", "--hours", f"{hours:.4f}", "--verify",
+             "--data", data, "--out", str(runs), "--name", name), 0.36, keep=runs / name,
         ),
         Step("report", "pages and pictures of the benchmarks", (*python, "benchmarks.report", results), 0.02),
     ]  # fmt: skip

@@ -89,8 +89,8 @@ def test_documents_are_kept_apart_where_the_architecture_says_so():
 
 def test_a_window_of_the_moment():
     """The loss is that of the same weights in an architecture with this window."""
-    model = build_model(small("cram", output_init="normal"), VOCAB, seed=0)
-    narrow = build_model(small("cram", output_init="normal", window=1), VOCAB, seed=0)
+    model = build_model(small("cram", output_init="normal", window=None, global_every=None), VOCAB, seed=0)
+    narrow = build_model(small("cram", output_init="normal", window=1, global_every=None), VOCAB, seed=0)
     rows = FakeRows(70)
     seen = held_out_loss(model, rows, device=CPU, window=1)["loss"]
     assert seen == held_out_loss(narrow, rows, device=CPU)["loss"] != held_out_loss(model, rows, device=CPU)["loss"]
