@@ -56,6 +56,8 @@ def new_settings(arguments: argparse.Namespace, device: torch.device) -> Setting
     if is_sized(name, arguments.overrides):
         choice = choose(this_machine(device), hours, arguments.tokens)
         bundle, sizing = choice.recipe, str(choice)
+        if arguments.init_from and (theirs := find_run(arguments.init_from, arguments.out).recipe).name == name:
+            bundle, sizing = replace(bundle, architecture=theirs.architecture), None  # weights have their size already
     recipe = apply_overrides(bundle, arguments.overrides)
     seed = 0 if arguments.seed is None else arguments.seed
     return Settings(

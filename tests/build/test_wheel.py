@@ -32,7 +32,8 @@ def assert_is_packages(names: list[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cramkernels", "cramming_train"}
     assert not [name for name in names if name.endswith((".cu", ".cuh", ".h", ".o", ".ptx", ".new"))]
     assert {name for name in names if ".dist-info/" not in name} - {LIBRARY} == set(package_files())
-    assert {"cramkernels/py.typed", "cramming_train/py.typed", "cramming_train/report.html"} <= set(names)
+    data = {"cramkernels/py.typed", *(f"cramming_train/{name}" for name in ("py.typed", "report.html", "scaling.json"))}
+    assert data <= set(names)
     assert {"cramkernels/cuda/__init__.py", "cramming_train/exchange/modeling_cram.py"} <= set(names)
     assert len(names) == len(set(names))
 

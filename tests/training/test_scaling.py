@@ -131,8 +131,8 @@ def test_settings_are_of_the_chosen_size(monkeypatch):
     assert settings.recipe == dataclasses.replace(choice.recipe, training=training)
 
 
-def test_a_run_by_default_is_sized_and_resumed(documentation_text, tmp_path):
-    """With nothing said of size; what a resumed run is told must not differ from what it is."""
+def test_a_run_by_default_is_sized_and_resumed(documentation_text, tmp_path, monkeypatch):
+    """With nothing said of size; a resumed run is told nothing else than it is, and weights keep their size."""
     first = ["--tokens", 3000, "--data", documentation_text, "--name", "first"]
     few = ["--set", "data.vocab_size=1024", "data.row_length=32", "data.max_rows=2000"]
     assert run("pretrain", *first, *few, tmp_path=tmp_path, report=False).returncode == 0
@@ -147,3 +147,11 @@ def test_a_run_by_default_is_sized_and_resumed(documentation_text, tmp_path):
     assert run("pretrain", *resume, *few, tmp_path=tmp_path, report=False).returncode == 0
     refused = run("pretrain", *resume, "--set", "training.peak_lr=5e-3", tmp_path=tmp_path, report=False)
     assert refused.returncode == 2
+    monkeypatch.setattr("cramming_train.starting.this_machine", lambda device: machine(1e15))
+    long = ["--tokens", "1000000000", "--out", str(tmp_path / "runs")]
+    given, anew = (
+        new_settings(build_parser().parse_args([*long, *words]), torch.device("cpu")).recipe
+        for words in (["--init-from", "first"], [])
+    )
+    assert Size(given.architecture.layers, given.architecture.hidden) == size and given.training == anew.training
+    assert (anew.architecture.layers, anew.architecture.hidden) > size
