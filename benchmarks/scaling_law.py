@@ -22,7 +22,7 @@ from cramming_train.scaling import LADDER, LAW_FILE, Law, Size
 
 FOLDER = Path(__file__).parent / "results" / "recipes" / "scaling"
 # E, alpha, beta: mean and width. The exponents of Hoffmann et al.'s third approach; E of masked tokens of which 85 in a
-# hundred neighbours are seen lies below that of a model of the next token (1.69), and BERTs come down to 1.2 to 1.5.
+# hundred neighbours are seen should lie below that of a model of the next token (1.69): how far is an assumption.
 # The last: logarithm of the parameters that are neither few nor many for the tokens of a day.
 LIKELY = ((1.4, 0.3), (0.34, 0.08), (0.28, 0.08), (float(np.log(Size(16, 768).parameters)), float(np.log(3))))
 DAY_TOKENS = 6.9e9  # that the planner predicts for that model on an RTX 3090

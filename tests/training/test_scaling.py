@@ -31,6 +31,19 @@ def test_the_law_is_that_of_the_committed_runs():
     assert np.array(content["ensemble"]) == pytest.approx(np.array(again), rel=1e-2)
 
 
+def test_the_command_stores_what_is_committed_and_a_picture(tmp_path, monkeypatch, capsys):
+    cells = (scaling_law.FOLDER / "cells.jsonl").read_text()
+    monkeypatch.setattr(scaling_law, "runs", lambda: [json.loads(line) for line in cells.splitlines()])
+    monkeypatch.setattr(scaling_law, "FOLDER", tmp_path)
+    monkeypatch.setattr(scaling_law, "LAW_FILE", tmp_path / "law.json")
+    assert scaling_law.main([]) == 0 and not (tmp_path / "law.json").exists()
+    assert scaling_law.main(["--write"]) == 0
+    made, committed = (json.loads(path.read_text()) for path in (tmp_path / "law.json", LAW_FILE))
+    assert made["law"] == pytest.approx(committed["law"], rel=1e-3)
+    assert (tmp_path / "law.png").stat().st_size > 10_000
+    assert "8 layers of  384,   250,880 tokens: 5.688" in capsys.readouterr().out
+
+
 def test_a_law_is_found_again_from_runs_that_follow_it():
     law = Law(1.5, 30.0, 0.3, 90.0, 0.25)
     sizes, tokens = np.meshgrid([size.parameters for size in LADDER], np.geomspace(1e5, 1e10, 12))
