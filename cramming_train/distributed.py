@@ -68,5 +68,9 @@ def join_world(device_type: str) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
+    # Default arguments in that module are bound to the group of its import, which torch.optim causes: imported later,
+    # it would keep the group and its threads past `close`, and such a thread can abort a process that is exiting.
+    import torch.distributed.nn  # noqa: F401
+
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
     return World(rank=dist.get_rank(), size=size)

@@ -6,22 +6,37 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from cramming_train.errors import Interrupted
 
 
 @contextmanager
 def terminate_by_exception() -> Iterator[None]:
-    """Context in which SIGTERM raises Interrupted, as SIGINT raises KeyboardInterrupt: what is half made is removed."""
+    """Context in which SIGTERM raises Interrupted, as SIGINT raises KeyboardInterrupt: what is half made is removed.
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, "terminated")
+    C code may lose such an exception: NumPy's ``tofile`` makes a TypeError of one that comes while it asks whether a
+    file is a path. So whatever error leaves the context after a signal, Interrupted is raised in its place.
+    """
+    received: int | None = None
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number, "terminated")
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if received is None:
+            raise
+        raise Interrupted(received, "interrupted" if received == signal.SIGINT else "terminated") from error
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:
@@ -31,7 +46,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         for number in self.SIGNALS:
