@@ -204,24 +204,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table; with --write store it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_attention", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="all lengths; without: sequences of 128 tokens alone")
-    parser.add_argument("--peer-path", type=Path, help=f"folder with {', '.join(p.file for p in PEERS)} and COMMITS")
+    parser.add_argument(
+        "--peer-path",
+        type=Path,
+        help=f"folder with {', '.join(p.file for p in PEERS)} and COMMITS; "
+        "without it the peers' rows that are stored stay",
+    )
     parser.add_argument("--write", action="store_true", help="store benchmarks/results/cost/attention.{jsonl,md}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     options = parser.parse_args(arguments)
     if (missing := cost.obstacle()) is not None:
         print(f"benchmarks.cost_attention: {missing}", file=sys.stderr)
         return 2
-    languages = *LANGUAGES, *(peer.name for peer in PEERS)
+    peers = [peer.name for peer in PEERS]
+    head = cost_attention_report.header(options.full, cost_attention_peers.commits(options.peer_path))
+    kept: list[dict] = []
+    if options.peer_path is None:
+        head, kept = cost_attention_report.with_stored(head, peers)
+    languages = *LANGUAGES, *(() if kept else peers)
     asked = [(language, shape, options.peer_path) for shape in SHAPES[: None if options.full else 1]
              for language in languages]  # fmt: skip
     longest_first = sorted(asked, key=lambda job: -job[1].length)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         measured = [row for rows in pool.map(measure, *zip(*longest_first, strict=True)) for row in rows]
-    rows = sorted(measured, key=lambda row: (row["length"], DIRECTIONS.index(row["direction"])))
-    header = cost_attention_report.header(options.full, cost_attention_peers.commits(options.peer_path))
-    print(cost_attention_report.markdown(header, rows))
+    rows = sorted([*measured, *kept], key=lambda row: (row["length"], DIRECTIONS.index(row["direction"])))
+    print(cost_attention_report.markdown(head, rows))
     if options.write:
-        cost_attention_report.write(header, rows)
+        cost_attention_report.write(head, rows)
     return 0
 
 

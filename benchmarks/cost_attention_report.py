@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks.cost_cases import LANGUAGES
@@ -49,6 +50,14 @@ def header(full: bool, commits: dict[str, str]) -> dict:
     command = f"python -m benchmarks.cost_attention{' --full' if full else ''}"
     found = {name: version for name, version in versions().items() if name in ("torch", "triton")}
     return {"command": command, "versions": found, "peers": commits}
+
+
+def with_stored(head: dict, languages: Collection[str]) -> tuple[dict, list[dict]]:
+    """(the stored table's head, its rows of these languages); this head and none, where versions or lengths differ."""
+    stored, rows = committed()
+    if {**stored, "peers": {}} != {**head, "peers": {}}:
+        return head, []
+    return stored, [row for row in rows if row["language"] in languages]
 
 
 def markdown(head: dict, rows: list[dict]) -> str:

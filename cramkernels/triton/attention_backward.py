@@ -40,16 +40,16 @@ DELTA_ROWS = 32
 
 @triton.jit
 def key_gradients(
-    grad_ptr, qkv_ptr, out_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
+    grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, dqkv_ptr,
     origin, begin, end, written, known, head, tokens, sequences, heads, window, scale, scale_log2, threshold,
-    keep_scale, D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, DELTA: tl.constexpr,
+    keep_scale, D: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr, STAGES: tl.constexpr, DQ: tl.constexpr,
     PRECISION: tl.constexpr, ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of the keys [begin, end), which TILE rows from ``origin`` hold, and what their queries' dQ has of them.
 
-    DELTA: where delta comes from. "memory": it is there, and dQ is left to others. "tile": this tile sees all there is
-    of its sequences. "out": rows of ``out``; dQ of queries before ``written`` has terms of other tiles already. Returns
-    the end of the queries whose dQ this tile wrote.
+    DQ: "left", to others. "whole": this tile sees all there is of its sequences, and sums delta, which elsewhere is in
+    memory. "added": to the terms that other tiles have written, of the queries before ``written``. Returns the end of
+    the queries whose dQ this tile wrote.
     """
     stride = 3 * heads * D
     q_ptr = qkv_ptr + head * D
@@ -60,7 +60,7 @@ def key_gradients(
         cu_ptr, row, begin, end, known, sequences, window
     )
     slices_start, slices_end = first, last
-    if DELTA != "memory":  # tokens outside every sequence have a gradient to be written: zeros
+    if DQ != "left":  # tokens outside every sequence have a gradient to be written: zeros
         slices_start, slices_end = tl.minimum(first, begin), tl.maximum(last, end)
     if KEY_MASK:
         high = tl.where(tl.load(key_mask_ptr + row, real, 0) != 0, high, 0)
@@ -76,14 +76,11 @@ def key_gradients(
         asked = (query >= first) & (query < last)
         query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
         q, q_second = load_rotated(q_ptr, query_start, asked, stride, cos_ptr, sin_ptr, query_position, D, ROPE)
-        if not ROPE:
-            q = settled_16_bit(q)
-        do = settled_16_bit(load_tile(grad_ptr + head * D, query_start, asked, heads * D, D))
+        do = load_tile(grad_ptr + head * D, query_start, asked, heads * D, D)
+        if ROPE:  # else nothing comes between loads and products, which read what the pipeline has copied
+            do = settled_16_bit(do)
         statistic = tl.cast(head, tl.int64) * tokens + query
         lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
-        if DELTA == "out":  # here fewer registers are taken than where it is used
-            out = load_tile(out_ptr + head * D, query_start, asked, heads * D, D)
-            delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
         scores = tl.dot(anew(k, query_start, D), tl.trans(q), input_precision=PRECISION)
         if ROPE:
             scores = tl.dot(anew(k_second, query_start, D), tl.trans(q_second), scores, input_precision=PRECISION)
@@ -100,22 +97,22 @@ def key_gradients(
         dp = tl.dot(anew(v, query_start, D), tl.trans(do), input_precision=PRECISION)
         if DROPOUT:
             dp = tl.where(keep, dp * keep_scale, 0.0)
-        if DELTA == "tile":
+        if DQ == "whole":
             delta = tl.sum(p * dp, 0)
-        elif DELTA == "memory":
+        else:
             delta = tl.load(delta_ptr + statistic, asked, 0.0)
         ds = (p * (dp - delta[None, :])).to(do.dtype)
         dk = tl.dot(ds, q, dk, input_precision=PRECISION)
         if ROPE:
             dk_second = tl.dot(ds, q_second, dk_second, input_precision=PRECISION)
-        if DELTA != "memory":
+        if DQ != "left":
             if query_start < slices_end:  # always; but only in a block of its own are warps laid out for this product
                 dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
                 dq_second = dq
                 if ROPE:
                     dq_second = tl.dot(tl.trans(ds), k_second, input_precision=PRECISION) * scale
                 add_unrotated(
-                    dq_ptr, query_start, query < slices_end, query < written, DELTA == "out", stride, dq, dq_second,
+                    dq_ptr, query_start, query < slices_end, written, DQ == "added", stride, dq, dq_second,
                     cos_ptr, sin_ptr, query_position, D, ROPE,
                 )  # fmt: skip
     if DROPOUT:
@@ -124,7 +121,7 @@ def key_gradients(
     if D > 32:  # again: else addresses of the angles would stay in registers past the loop, which has none left
         position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
     add_unrotated(
-        dq_ptr + heads * D, origin, real, real, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
+        dq_ptr + heads * D, origin, real, 0, False, stride, dk * scale, dk_second * scale, cos_ptr, sin_ptr,
         position, D, ROPE,
     )  # fmt: skip
     return slices_end
@@ -182,7 +179,7 @@ def _query_gradients(
         if ROPE:
             dq_second = tl.dot(ds, k_second, dq_second, input_precision=PRECISION)
     add_unrotated(
-        dqkv_ptr + head * D, begin, real, real, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,
+        dqkv_ptr + head * D, begin, real, 0, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,
         position, D, ROPE,
     )  # fmt: skip
 
@@ -201,9 +198,9 @@ def _attention_backward_kernel(
         while begin < stop:
             origin, end = run_of_segments(cu_ptr, begin, stop, known, sequences, TILE)
             key_gradients(
-                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
                 dqkv_ptr, origin, begin, end, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
-                threshold, keep_scale, D, TILE, SLICE, STAGES, "tile", PRECISION, ROPE, KEY_MASK, DROPOUT,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "whole", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
             begin = end
     else:
@@ -211,9 +208,9 @@ def _attention_backward_kernel(
         known = count_up_to(cu_ptr, begin, 0, sequences + 1)
         if tl.program_id(1) == 0:
             key_gradients(
-                grad_ptr, qkv_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
+                grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,
                 dqkv_ptr, begin, begin, stop, begin, known, head, tokens, sequences, heads, window, scale, scale_log2,
-                threshold, keep_scale, D, TILE, SLICE, STAGES, "memory", PRECISION, ROPE, KEY_MASK, DROPOUT,
+                threshold, keep_scale, D, TILE, SLICE, STAGES, "left", PRECISION, ROPE, KEY_MASK, DROPOUT,
             )  # fmt: skip
         else:
             _query_gradients(
@@ -223,15 +220,22 @@ def _attention_backward_kernel(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.constexpr, ROWS: tl.constexpr):
-    head = tl.program_id(0) % heads
-    begin = tl.program_id(0) // heads * ROWS
+@triton.jit
+def store_delta(
+    grad_ptr, out_ptr, delta_ptr, begin, end, head, tokens, heads, D: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """rowsum(dO * O) of the tokens [begin, end), ROWS at most."""
     row = begin + tl.arange(0, ROWS)
-    real = row < tokens
+    real = row < end
     do = load_tile(grad_ptr + head * D, begin, real, heads * D, D).to(tl.float32)
     out = load_tile(out_ptr + head * D, begin, real, heads * D, D).to(tl.float32)
     tl.store(delta_ptr + tl.cast(head, tl.int64) * tokens + row, tl.sum(do * out, 1), real)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _attention_delta_kernel(grad_ptr, out_ptr, delta_ptr, tokens, heads, D: tl.constexpr, ROWS: tl.constexpr):
+    begin = tl.program_id(0) // heads * ROWS
+    store_delta(grad_ptr, out_ptr, delta_ptr, begin, tokens, tl.program_id(0) % heads, tokens, heads, D, ROWS)
 
 
 def attention_backward(

@@ -225,25 +225,27 @@ def load_rotated(base_ptr, first_row, real, stride, cos_ptr, sin_ptr, position, 
 
 
 @triton.jit
-def _add_tile(base_ptr, first_row, real, more, ADD: tl.constexpr, stride, x, D: tl.constexpr):
+def _add_tile(base_ptr, first_row, real, written, ADD: tl.constexpr, stride, x, D: tl.constexpr):
     if ADD:
-        x += load_tile(base_ptr, first_row, more, stride, D).to(tl.float32)
+        if first_row < written:
+            more = first_row + tl.arange(0, real.shape[0]) < written
+            x += load_tile(base_ptr, first_row, more, stride, D).to(tl.float32)
     store_tile(base_ptr, first_row, real, stride, x, D)
 
 
 @triton.jit
 def add_unrotated(
-    base_ptr, first_row, real, more, ADD: tl.constexpr, stride, first, second, cos_ptr, sin_ptr, position,
+    base_ptr, first_row, real, written, ADD: tl.constexpr, stride, first, second, cos_ptr, sin_ptr, position,
     D: tl.constexpr, ROPE: tl.constexpr,
 ):  # fmt: skip
     """The gradient of what :func:`load_rotated` gave, as the gradient of what it loaded; if ADD, added to what is there
-    in rows that are ``more``."""
+    in rows before ``written``."""
     if ROPE:
         cos, sin = load_angles(cos_ptr, sin_ptr, position, D // 2)
-        _add_tile(base_ptr, first_row, real, more, ADD, stride, first * cos + second * sin, D // 2)
-        _add_tile(base_ptr + D // 2, first_row, real, more, ADD, stride, second * cos - first * sin, D // 2)
+        _add_tile(base_ptr, first_row, real, written, ADD, stride, first * cos + second * sin, D // 2)
+        _add_tile(base_ptr + D // 2, first_row, real, written, ADD, stride, second * cos - first * sin, D // 2)
     else:
-        _add_tile(base_ptr, first_row, real, more, ADD, stride, first, D)
+        _add_tile(base_ptr, first_row, real, written, ADD, stride, first, D)
 
 
 @triton.jit

@@ -135,6 +135,15 @@ def test_the_committed_table():
     assert page == cost_attention_report.markdown(head, rows)
 
 
+def test_without_a_path_the_peers_rows_stay():
+    head, rows = cost_attention_report.committed()
+    peers = [peer.name for peer in PEERS]
+    kept = cost_attention_report.with_stored(head | {"peers": {}}, peers)
+    assert kept == (head, [row for row in rows if row["language"] in peers])
+    for other in (head | {"versions": {"triton": "1.0"}}, cost_attention_report.header(False, {})):
+        assert cost_attention_report.with_stored(other, peers) == (other, [])
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @every_language
 def test_the_committed_table_is_of_these_kernels(language, direction):
