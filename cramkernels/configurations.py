@@ -42,7 +42,7 @@ class Tiling(NamedTuple):
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
 MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
-UNROTATED = "_without_rotation"  # of a backward's name: rows for calls without rotary embedding, of fewer registers
+PLAIN = "_plain"  # of a backward's name: rows for calls without rotation, mask and dropout, of fewer registers
 CUDA_SHORT_FORWARD = "cuda.attention_short_forward"
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
@@ -73,18 +73,18 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 32, 0), (120,), Tiling(128, 16, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
-    # four warps load half of what eight do, which binds where tensor cores are fast; with a rotation they spill on most
+    # four warps load half of what eight do, which binds where tensor cores are fast; with more to do they spill on most
     (Key(BACKWARD, 16, 64, 128), (90,), Tiling(128, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 8, True)),
-    (Key(BACKWARD + UNROTATED, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 4, True)),
-    (Key(BACKWARD + UNROTATED, 16, 64, 128), (90,), Tiling(128, 0, 16, 1, 4, True)),
+    (Key(BACKWARD + PLAIN, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 4, True)),
+    (Key(BACKWARD + PLAIN, 16, 64, 128), (90,), Tiling(128, 0, 16, 1, 4, True)),
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
     (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 4)),
     (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 8)),
-    (Key(MID_BACKWARD + UNROTATED, 16, 64, 0), (80, 86, 89), Tiling(128, 0, 16, 2, 4)),
-    (Key(MID_BACKWARD + UNROTATED, 16, 64, 0), (90, 120), Tiling(128, 0, 16, 1, 4)),
+    (Key(MID_BACKWARD + PLAIN, 16, 64, 0), (80, 86, 89), Tiling(128, 0, 16, 2, 4)),
+    (Key(MID_BACKWARD + PLAIN, 16, 64, 0), (90, 120), Tiling(128, 0, 16, 1, 4)),
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),
@@ -104,17 +104,17 @@ def keys_of(part: int) -> list[Key]:
     return [key for key in KEYS if (key, part) in ROWS]
 
 
-def tiling_for(kernel: str, x: torch.Tensor, max_seqlen: int, rotated: bool = True) -> Tiling:
+def tiling_for(kernel: str, x: torch.Tensor, max_seqlen: int, plain: bool = False) -> Tiling:
     """The configuration for tensors like ``x`` [.., D] and sequences of at most ``max_seqlen`` tokens."""
     longest = next((length for length in LENGTHS if max_seqlen <= length), 0)
     # what may change while a program runs is part of what the choice is remembered by
     now = (SIMULATED_PART, *_overrides.items())
-    return _tiling(kernel, x.dtype.itemsize * 8, x.shape[-1], longest, rotated, x.device, now)
+    return _tiling(kernel, x.dtype.itemsize * 8, x.shape[-1], longest, plain, x.device, now)
 
 
-def key_for(kernel: str, bits: int, head_dim: int, longest: int, rotated: bool = True) -> Key:
+def key_for(kernel: str, bits: int, head_dim: int, longest: int, plain: bool = False) -> Key:
     """The row that serves sequences of this length: one for whole sequences, else that for any."""
-    names = (kernel,) if rotated else (kernel + UNROTATED, kernel)
+    names = (kernel + PLAIN, kernel) if plain else (kernel,)
     for length in (*(length for length in LENGTHS if longest and length >= longest), 0):
         for name in names:
             if (key := Key(name, bits, head_dim, length)) in KEYS:
@@ -174,9 +174,9 @@ def override(key: Key, tiling: Tiling) -> Iterator[None]:
 
 @cache
 def _tiling(
-    kernel: str, bits: int, head_dim: int, longest: int, rotated: bool, device: torch.device, now: tuple
+    kernel: str, bits: int, head_dim: int, longest: int, plain: bool, device: torch.device, now: tuple
 ) -> Tiling:
-    key = key_for(kernel, bits, head_dim, longest, rotated)
+    key = key_for(kernel, bits, head_dim, longest, plain)
     return _overrides.get(key) or _tuned(device).get(key) or ROWS[key, part_of(device)]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cramkernels import configurations, tuned
-from cramkernels.configurations import MID_BACKWARD, UNROTATED, Key, Tiling
+from cramkernels.configurations import MID_BACKWARD, PLAIN, Key, Tiling
 
 TOKENS, WIDTH = 32768, 768  # of the timed problem: tokens, heads x head dim
 MID, LONG = 512, 1024  # sequences of rows that are for any length
@@ -25,8 +25,8 @@ Clock = Callable[[Callable[[], object]], float]
 
 
 def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[], object]:
-    """A call of the kernel on full sequences, with rotary embedding unless the row is for calls without."""
-    backend, function = key.kernel.removesuffix(UNROTATED).split(".")
+    """A call of the kernel on full sequences, with rotary embedding unless the row is for plain calls."""
+    backend, function = key.kernel.removesuffix(PLAIN).split(".")
     kernels = importlib.import_module(f"cramkernels.{backend}.attention")
     length = key.longest or (MID if key.kernel.startswith(MID_BACKWARD) else LONG)
     tokens, heads = max(tokens // length, 1) * length, max(WIDTH // key.head_dim, 1)
@@ -36,7 +36,7 @@ def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[]
     qkv = torch.randn(tokens, 3, heads, key.head_dim, generator=generator).to(device, dtype)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     angles = torch.rand(length, key.head_dim // 2, generator=generator).to(device)
-    rotation = (None, None) if key.kernel.endswith(UNROTATED) else (angles.cos(), angles.sin())
+    rotation = (None, None) if key.kernel.endswith(PLAIN) else (angles.cos(), angles.sin())
     options = length, *rotation, None, None, key.head_dim**-0.5, 0.0, None
     if function.endswith("forward"):
         return lambda: kernels.attention_forward(qkv, cu_seqlens, *options)

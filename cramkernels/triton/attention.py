@@ -38,7 +38,8 @@ def attention_backward(
         )
     mid = LENGTHS[-1] < max_seqlen <= mid_backward.LONGEST and _has_mid(qkv)
     launch = mid_backward.attention_mid_backward if mid else backward.attention_backward
-    tiling = tiling_for(MID_BACKWARD if mid else BACKWARD, qkv, max_seqlen, rotated=cos is not None)
+    plain = cos is None and key_mask is None and dropout_p == 0.0
+    tiling = tiling_for(MID_BACKWARD if mid else BACKWARD, qkv, max_seqlen, plain)
     return launch(
         *_contiguous(grad, qkv, out, lse, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask),
         _number(window), scale, dropout_p, seed,

@@ -16,9 +16,9 @@ from cramkernels.configurations import (
     FORWARD,
     KEYS,
     MID_BACKWARD,
+    PLAIN,
     ROWS,
     SHARED_BYTES,
-    UNROTATED,
     Key,
     Tiling,
     candidates,
@@ -48,20 +48,38 @@ def test_every_kernel_has_a_row_for_every_part():
             for head_dim in (32, 64, 128):
                 for longest in (1, 64, 65, 128, 129, 5000):
                     x = torch.zeros(1, head_dim, dtype=torch.bfloat16 if bits == 16 else torch.float32)
-                    for rotated in (True, False):
-                        tiling = configurations.tiling_for(kernel, x, longest, rotated)
+                    for plain in (True, False):
+                        tiling = configurations.tiling_for(kernel, x, longest, plain)
                         assert not tiling.whole or tiling.tile >= longest
                         assert tiling.tile % 16 == 0 and tiling.warps in (4, 8)
 
 
-def test_calls_without_rotation_have_rows_of_their_own():
+def test_plain_calls_have_rows_of_their_own():
     for kernel, longest, name in ((BACKWARD, 128, 128), (MID_BACKWARD, 512, 0)):
         x = torch.zeros(1, 64, dtype=torch.bfloat16)
-        rotated, own = (ROWS[Key(key, 16, 64, name), 80] for key in (kernel, kernel + UNROTATED))
-        assert configurations.tiling_for(kernel, x, longest) == rotated != own
-        assert configurations.tiling_for(kernel, x, longest, rotated=False) == own
+        others, own = (ROWS[Key(key, 16, 64, name), 80] for key in (kernel, kernel + PLAIN))
+        assert configurations.tiling_for(kernel, x, longest) == others != own
+        assert configurations.tiling_for(kernel, x, longest, plain=True) == own
     narrow = torch.zeros(1, 32, dtype=torch.bfloat16)
-    assert configurations.tiling_for(BACKWARD, narrow, 128, rotated=False) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
+    assert configurations.tiling_for(BACKWARD, narrow, 128, plain=True) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
+
+
+@pytest.mark.parametrize("longest", [128, 512])
+def test_calls_with_more_to_do_are_not_plain(longest, monkeypatch):
+    """With a rotation, a mask or dropout the registers of four warps would not hold it all."""
+    attention = pytest.importorskip("cramkernels.triton.attention")
+    taken = []
+    for launcher in (attention.backward, attention.mid_backward):
+        name = launcher.__name__.rsplit(".", 1)[1]
+        monkeypatch.setattr(launcher, name, lambda *arguments: taken.append(arguments[5]))
+    qkv, cu_seqlens = torch.zeros(longest, 3, 1, 64, dtype=torch.bfloat16), torch.tensor([0, longest])
+    out, lse = qkv[:, 0], torch.zeros(1, longest)
+    angles, mask = torch.ones(longest, 32), torch.ones(longest, dtype=torch.bool)
+    for cos, key_mask, dropout_p in ((None, None, 0.0), (angles, None, 0.0), (None, mask, 0.0), (None, None, 0.1)):
+        attention.attention_backward(
+            out, qkv, out, lse, cu_seqlens, longest, cos, cos, key_mask, None, 0.125, dropout_p, None
+        )
+    assert [tiling.warps for tiling in taken] == [4, 8, 8, 8]
 
 
 def test_rows_of_whole_sequences_hold_them():
@@ -165,7 +183,7 @@ def test_launchers_read_the_file_of_their_card_once(monkeypatch):
     configurations._tuned.cache_clear()
     try:
         for key in (KEY, Key(BACKWARD, 16, 64, 128)):
-            got = configurations._tiling.__wrapped__(*key, True, device, ())
+            got = configurations._tiling.__wrapped__(*key, False, device, ())
             assert got == (chosen if key == KEY else ROWS[key, 86])
         assert reads == [CARD]
     finally:
