@@ -16,13 +16,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import pytest
 
 from cramming_train.rates import tabulated
 from cramming_train.recipes import ARCHITECTURES, BUNDLES, TRAININGS, apply_overrides, get_recipe
-from cramming_train.scaling import Size, choose, laws
+from cramming_train.scaling import Size, batch_rows, choose, laws
 from cramming_train.study.contender import parse_contenders
 from cramming_train.study.table import crossing
 from tests.data.helpers import Writer, write
@@ -261,6 +261,51 @@ def test_the_race_on_the_second_machine_is_the_committed_one():
         assert own["loss"] < theirs["loss"] and own["processor_seconds"] < theirs["processor_seconds"]
         for cell in (own, theirs):
             assert f"{cell['loss']:.3f} after {cell['processor_seconds']:.0f} s" in prose
+
+
+GLUE_ROWS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
+
+
+def fine_tunings(name: str) -> list[dict]:
+    """As committed, one of a task and a seed each."""
+    lines = (RESULTS / "recipes" / "glue" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_forty_minutes_are_the_committed_ones():
+    cells, (shown,) = cells_of("glue"), tables(section("Forty minutes, and GLUE"))
+    assert [cell["recipe"] for cell in cells] == ["crammed-bert-mini", "cram-mini"]
+    assert cells[0]["processor_seconds"] == pytest.approx(cells[1]["processor_seconds"], rel=0.02)
+    assert {cell["held_out"] for cell in cells} == {"e4f3bcd230f2"}
+    prose = re.sub(r"\s+", " ", section("Forty minutes, and GLUE"))
+    for cell, row in zip(cells, shown, strict=True):
+        scores = {(x["task"], x["seed"]): 100 * x["values"][x["task"]] for x in fine_tunings(cell["recipe"])}
+        assert set(scores) == {(task, seed) for task in GLUE_ROWS for seed in range(3)}
+        for task, name in GLUE_ROWS.items():
+            assert row[name] == spread([scores[task, seed] for seed in range(3)])
+        assert row["mean"] == spread([mean(scores[task, seed] for task in GLUE_ROWS) for seed in range(3)])
+        assert row["mean"] in prose
+        assert [row[""], *list(row.values())[1:5]] == row_of(cell)
+    passed = [cell for cell in cells_of("race") if cell["label"] == "cram-mini"]
+    assert max(cell["loss"] for cell in passed) < cells[0]["loss"]
+    (quick,), (original,) = fine_tunings("cram-mini-1e-3"), fine_tunings("crammed-bert-mini-3e-4")
+    for tuned in (quick, original):
+        assert f"{tuned['train_loss']:.2f}" in prose and f"{100 * tuned['values']['stsb']:.1f}" in prose
+
+
+def test_the_law_is_held_against_a_later_run():
+    later, (law, others) = cells_of("glue")[1], laws()
+    said = sorted(other.loss(Size(4, 256).parameters, later["tokens"]) for other in others)
+    low, high = said[2], said[-3]  # nine of ten
+    prose = re.sub(r"\s+", " ", section("How large, for a budget"))
+    figures = f"{law.loss(Size(4, 256).parameters, later['tokens']):.2f} ({low:.2f} to {high:.2f})"
+    assert f"{figures}, the run ended at {later['loss']:.3f}" in prose and later["overrides"] == []
+    assert f"where the rule would give {batch_rows(later['tokens'], 128)}" in prose
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def test_the_levers_are_the_committed_ones():
