@@ -16,7 +16,8 @@ def terminate_by_exception() -> Iterator[None]:
     """Context in which SIGTERM raises Interrupted, as SIGINT raises KeyboardInterrupt: what is half made is removed.
 
     C code may lose such an exception: NumPy's ``tofile`` makes a TypeError of one that comes while it asks whether a
-    file is a path. So whatever error leaves the context after a signal, Interrupted is raised in its place.
+    file is a path. So whatever error leaves the context after a signal, Interrupted is raised in its place. An ignored
+    signal stays ignored, as SIGINT is by what a script has put into the background.
     """
     received: int | None = None
 
@@ -25,7 +26,8 @@ def terminate_by_exception() -> Iterator[None]:
         received = number
         raise KeyboardInterrupt if number == signal.SIGINT else Interrupted(number, "terminated")
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     except Interrupted:

@@ -288,6 +288,8 @@ def test_forty_minutes_are_the_committed_ones():
         assert [row[""], *list(row.values())[1:5]] == row_of(cell)
     passed = [cell for cell in cells_of("race") if cell["label"] == "cram-mini"]
     assert max(cell["loss"] for cell in passed) < cells[0]["loss"]
+    ends = [median(x["train_loss"] for x in fine_tunings(cell["recipe"]) if x["task"] == "stsb") for cell in cells]
+    assert f"stays at {ends[1]:.2f} ({ends[0]:.2f} for the original)" in prose
     (quick,), (original,) = fine_tunings("cram-mini-1e-3"), fine_tunings("crammed-bert-mini-3e-4")
     for tuned in (quick, original):
         assert f"{tuned['train_loss']:.2f}" in prose and f"{100 * tuned['values']['stsb']:.1f}" in prose

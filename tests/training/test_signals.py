@@ -10,6 +10,15 @@ from cramming_train.signals import terminate_by_exception
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
+@pytest.fixture(autouse=True)
+def _usual_handlers():
+    """Whatever this process was started with."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_an_exception_and_handlers_come_back(number):
     before = [signal.getsignal(each) for each in SIGNALS]
@@ -32,6 +41,14 @@ def test_an_error_that_took_the_place_of_a_signals(number):
     with pytest.raises(Interrupted) as caught, terminate_by_exception():
         lose_it()
     assert caught.value.signal_number == number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_ignored_signal_stays_ignored(number):
+    signal.signal(number, signal.SIG_IGN)
+    with terminate_by_exception():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_other_errors_pass():
