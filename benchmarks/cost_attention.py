@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import cost, cost_attention_peers, cost_attention_report, cost_cases, cost_count, resources
 from benchmarks.cost_attention_peers import PEERS
-from benchmarks.cost_cases import CUDA, DIRECTIONS, LANGUAGES, TRITON, Named
+from benchmarks.cost_cases import CUDA, DIRECTIONS, EXECUTED, LANGUAGES, TRITON, Named
 from benchmarks.cost_count import ACTIVATION, MULTIPROCESSORS, PARAMETER, PARTIAL, PARTS, STATISTIC, Counted
 from benchmarks.cost_peers import Absent
 from cramkernels.attention import attention_with_lse
+from tests.simulation.triton import compiled_only, taken
 
 aten = torch.ops.aten
 ARCHITECTURES = {"rtx3090": 86, "rtx4090": 89, "a100": 80, "h100": 90}
@@ -141,12 +142,17 @@ def measure(language: str, shape: Shape, folder: Path | None = None) -> list[dic
                     simulation(language), call, inputs, MULTIPROCESSORS[cost.SIMULATED_PART], PACKED
                 )
             counts[direction] = counted, of_torch.bytes
+        spills = {direction: [0] * len(counted.launches) for direction, (counted, _) in counts.items()}
+        if language != CUDA:  # a test holds every kernel of the library to that
+            spills = _spills(language, few, folder)
         grids = {part: _grids(language, shape, folder, part) for part in PARTS}
     except Absent as reason:
         return [facts | {"direction": direction, "absent": str(reason)} for direction in DIRECTIONS]
     rows = []
     for direction, (counted, of_torch) in counts.items():
         row = facts | {"direction": direction, **_facts(counted, few, shape, direction)}
+        row["spilled_bytes"] = max(spills[direction])
+        counted = cost_count.with_spills(counted, spills[direction])
         row["torch_bytes"] = of_torch * shape.heads // few.heads
         bounds = {part: _bound(counted, few, shape, direction, part, grids[part][direction]) for part in PARTS}
         rows.append(row | {"bounds": bounds, "warps": resident_warps(counted)})
@@ -175,6 +181,16 @@ def _facts(counted: Counted, few: Shape, shape: Shape, direction: str) -> dict:
         "issued_per_element": round(32 * counted.issued / few.elements, 2),
         "launches": [name for name, _ in counted.launches],
     }
+
+
+def _spills(language: str, shape: Shape, folder: Path | None) -> dict[str, list[int]]:
+    """Bytes of a thread that each launch stores and loads for want of registers, by direction; none is executed."""
+    found = {}
+    for direction, (call, _) in calls(language, shape, folder).items():
+        with compiled_only(EXECUTED) as kernels:
+            call()
+        found[direction] = [taken(kernel, EXECUTED)[1] for kernel in kernels]
+    return found
 
 
 def _grids(language: str, shape: Shape, folder: Path | None, part: str) -> dict[str, list[int]]:

@@ -18,7 +18,7 @@ WARPS = 8
 EQUAL = 1.001  # bounds: cu_seqlens is DRAM traffic too
 HEADINGS = (
     "S", "direction", "implementation", "MB", "requested", "DRAM", "worst", "index MB", "torch MB", "conflicts",
-    "instr", "issued", *PARTS, "warps",
+    "spilled B", "instr", "issued", *PARTS, "warps",
 )  # fmt: skip
 LEGEND = (
     "16384 tokens in sequences of S, 12 heads of 64 columns; no mask, no dropout, no rotation. One line is all "
@@ -34,6 +34,8 @@ LEGEND = (
     "torch MB: what torch does between the launches (scaling, zeroing, conversion), by shape; in no other column.",
     "instr: PTX instructions a thread executes per element of the output (warp instructions x 32). issued: an estimate "
     "of the machine instructions among them. conflicts: shared-memory wavefronts beyond one a phase.",
+    "spilled B: of a thread, stores and loads together, for want of registers, as Triton's assembler reports them for "
+    "sm_80, of the launch with the most; in no count of bytes or instructions. Bounds have them as executed once.",
     "{parts}: microseconds that this takes at the very least, with the grids of the launchers divided over the part's "
     "multiprocessors, perfect overlap, no latency, no hits in L1; in brackets what sets it in the longest launch, and "
     "its multiple of the floor: the larger of a copy of the compulsory bytes and the products (4 S S D and 10 S S D "
@@ -92,6 +94,7 @@ def cells(row: dict) -> list[str]:
         f"{row['worst_tensor']} {row['worst_request_ratio']:.3f} x",
         *(f"{row[key] / 1e6:.2f}" if row[key] else "" for key in ("index_bytes", "torch_bytes")),
         str(row["bank_conflicts"]),
+        str(row["spilled_bytes"]),
         f"{row['instructions_per_element']:.1f}",
         f"{row['issued_per_element']:.1f}",
         *(f"{bound['microseconds']:.1f} ({bound['pipe']}, {bound['of_floor']:.2f} x)" for bound in bounds),
@@ -113,6 +116,7 @@ def misses(rows: list[dict]) -> list[str]:
 
 def _alone(row: dict) -> list[str]:
     missed = [f"{row['bank_conflicts']} bank conflicts"] if row["bank_conflicts"] else []
+    missed += [f"{row['spilled_bytes']} bytes spilled"] if row["spilled_bytes"] else []
     if row["length"] > SINGLE_TILE:
         return missed
     for name, (loaded, stored, _) in row["tensors"].items():

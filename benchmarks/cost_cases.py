@@ -16,6 +16,7 @@ from tests.simulation import cuda, triton
 EPS = 1e-12
 HEAD_DIM, TOKENS = 64, 128  # of rotary: a head, a sequence
 DIRECTIONS = ("forward", "backward")
+EXECUTED = 80  # the architecture whose PTX is executed
 CUDA, TRITON = "CUDA C++", "Triton"
 LANGUAGES = (CUDA, TRITON)
 Named = dict[str, torch.Tensor]
@@ -165,7 +166,7 @@ def cuda_compiler() -> Path | str | None:
 def simulation(language: str) -> Callable:
     """A context in which launches in this language execute for sm_80; it yields (kernel, result) of each."""
     module = cuda if language == CUDA else triton
-    return lambda: module.simulated(80, check="none")
+    return lambda: module.simulated(EXECUTED, check="none")
 
 
 def cases(rows: int, widths: list[int]) -> list[Case]:

@@ -243,6 +243,22 @@ def bound(counted: Counted, compulsory: int, part: str, ctas: list[int]) -> Boun
     return Bound(compulsory / (GPUS[part].dram_gbs * 1e9) / seconds, pipe)
 
 
+def with_spills(counted: Counted, spilled: list[int]) -> Counted:
+    """The same, with what the assembler spills: so many bytes of a thread, loads and stores together, of each launch.
+
+    PTX knows nothing of them. They are counted as executed once, four bytes of all threads of a warp at a time, and as
+    found in L1; most are in loops, so this is the least.
+    """
+    launches = []
+    for (name, stats), each in zip(counted.launches, spilled, strict=True):
+        more = stats.ctas * stats.threads_per_cta // 32 * each // 4
+        pipes = stats.pipe_cycles.copy()
+        for pipe in ("lsu", "issue"):
+            pipes[pipe] += more
+        launches.append((name, replace(stats, pipe_cycles=pipes)))
+    return replace(counted, launches=launches)
+
+
 def least_seconds(counted: Counted, part: str, ctas: list[int]) -> tuple[float, str]:
     """The sum of the launches' least times, and what sets it in the longest.
 

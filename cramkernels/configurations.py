@@ -42,22 +42,25 @@ class Tiling(NamedTuple):
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
 MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
-PLAIN = "_plain"  # of a backward's name: rows for calls without rotation, mask and dropout, of fewer registers
+PLAIN = "_plain"  # of a name: rows for calls without rotation, mask and dropout, of fewer registers
 CUDA_SHORT_FORWARD = "cuda.attention_short_forward"
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
 TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(FORWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 64, 0, 2, 4, True)),
+    (Key(FORWARD + PLAIN, 16, 32, 64), (80, 86, 89), Tiling(64, 32, 0, 2, 4, True)),
+    (Key(FORWARD + PLAIN, 16, 32, 64), (90, 120), Tiling(64, 64, 0, 2, 4, True)),
     (Key(FORWARD, 16, 32, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
     (Key(FORWARD, 16, 32, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 32, 0), (80,), Tiling(128, 64, 0, 2, 4)),
-    (Key(FORWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 64, 0, 2, 8)),
-    (Key(FORWARD, 16, 32, 0), (120,), Tiling(128, 32, 0, 2, 8)),
+    (Key(FORWARD, 16, 32, 0), (80,), Tiling(128, 32, 0, 2, 4)),
+    (Key(FORWARD, 16, 32, 0), (86, 89, 120), Tiling(128, 32, 0, 2, 8)),
+    (Key(FORWARD, 16, 32, 0), (90,), Tiling(128, 64, 0, 2, 8)),
     (Key(FORWARD, 16, 64, 64), (86, 89, 90, 120), Tiling(64, 64, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 64), (80,), Tiling(64, 32, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 64, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
-    (Key(FORWARD, 16, 64, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 64, 128), (90,), Tiling(128, 32, 0, 2, 4, True)),
+    (Key(FORWARD, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
     (Key(FORWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 0, 2, 4)),
+    (Key(FORWARD + PLAIN, 16, 64, 0), AMPERE_ON, Tiling(128, 64, 0, 2, 4)),
     # a tile of fewer rows than the head has columns is laid out along these: each warp would hold all of its queries
     (Key(FORWARD, 16, 128, 128), AMPERE_ON, Tiling(128, 16, 0, 2, 8, True)),
     (Key(FORWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 0, 2, 8)),
@@ -81,6 +84,8 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
+    (Key(BACKWARD + PLAIN, 16, 128, 0), (80, 86, 89, 120), Tiling(128, 16, 16, 1, 8)),
+    (Key(BACKWARD + PLAIN, 16, 128, 0), (90,), Tiling(128, 16, 16, 2, 8)),
     (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 4)),
     (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 8)),
     (Key(MID_BACKWARD + PLAIN, 16, 64, 0), (80, 86, 89), Tiling(128, 0, 16, 2, 4)),
@@ -88,6 +93,7 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),
+    (Key(BACKWARD + PLAIN, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 16, 1, 8)),
     # a warp for each 16 rows of the tile: fewer take turns
     (Key(CUDA_SHORT_FORWARD, 16, 32, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
     (Key(CUDA_SHORT_FORWARD, 16, 64, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
@@ -141,7 +147,7 @@ def candidates(key: Key, part: int) -> list[Tiling]:
     for tile in tiles:
         for warps in (4, 8):
             for step, stages in steps:
-                if key.kernel == FORWARD:
+                if key.kernel.removesuffix(PLAIN) == FORWARD:
                     found[Tiling(tile, step, 0, stages, warps, own.whole)] = None
                 elif step < 64:
                     chunk = max(step, 32) if own.chunk else 0

@@ -21,7 +21,7 @@ def attention_forward(
         return reference.attention_forward(
             qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
-    tiling = tiling_for(FORWARD, qkv, max_seqlen)
+    tiling = tiling_for(FORWARD, qkv, max_seqlen, _is_plain(cos, key_mask, dropout_p))
     return forward.attention_forward(
         *_contiguous(qkv, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask), _number(window), scale,
         dropout_p, seed,
@@ -38,8 +38,8 @@ def attention_backward(
         )
     mid = LENGTHS[-1] < max_seqlen <= mid_backward.LONGEST and _has_mid(qkv)
     launch = mid_backward.attention_mid_backward if mid else backward.attention_backward
-    plain = cos is None and key_mask is None and dropout_p == 0.0
-    tiling = tiling_for(MID_BACKWARD if mid else BACKWARD, qkv, max_seqlen, plain)
+    kernel = MID_BACKWARD if mid else BACKWARD
+    tiling = tiling_for(kernel, qkv, max_seqlen, _is_plain(cos, key_mask, dropout_p))
     return launch(
         *_contiguous(grad, qkv, out, lse, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask),
         _number(window), scale, dropout_p, seed,
@@ -64,6 +64,10 @@ def rotary_backward(grad, cos, sin, cu_seqlens):
 
 def _serves(qkv) -> bool:
     return qkv.shape[-1] in HEAD_DIMS and qkv.numel() > 0
+
+
+def _is_plain(cos, key_mask, dropout_p: float) -> bool:
+    return cos is None and key_mask is None and dropout_p == 0.0
 
 
 def _has_mid(qkv) -> bool:

@@ -20,16 +20,17 @@ from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
     add_unrotated,
     anew,
-    count_up_to,
     kept,
+    likely_count,
     load_rotated,
     load_tile,
     own_segments,
     positions,
     precision,
     recomputed,
-    row_bounds,
+    row_ranges,
     run_of_segments,
+    seen_range,
     settled_16_bit,
     store_tile,
 )  # fmt: skip
@@ -56,8 +57,11 @@ def key_gradients(
     dq_ptr = dqkv_ptr + head * D
     row = origin + tl.arange(0, TILE)
     real = (row >= begin) & (row < end)
-    position, low, high, first, last, at_least, at_most, shared = row_bounds(
-        cu_ptr, row, begin, end, known, sequences, window
+    first, last, at_least, at_most, first_start, first_stop, shared = seen_range(
+        cu_ptr, begin, end, known, sequences, window
+    )
+    position, low, high = row_ranges(
+        cu_ptr, row, begin, end, at_least, at_most, first_start, first_stop, sequences, window
     )
     slices_start, slices_end = first, last
     if DQ != "left":  # tokens outside every sequence have a gradient to be written: zeros
@@ -140,8 +144,11 @@ def _query_gradients(
     k_ptr = q_ptr + heads * D
     row = begin + tl.arange(0, TILE)
     real = row < end
-    position, low, high, first, last, at_least, at_most, shared = row_bounds(
-        cu_ptr, row, begin, end, known, sequences, window
+    first, last, at_least, at_most, first_start, first_stop, shared = seen_range(
+        cu_ptr, begin, end, known, sequences, window
+    )
+    position, low, high = row_ranges(
+        cu_ptr, row, begin, end, at_least, at_most, first_start, first_stop, sequences, window
     )
     if KEY_MASK:
         shared = False
@@ -205,7 +212,7 @@ def _attention_backward_kernel(
             begin = end
     else:
         stop = tl.minimum(begin + TILE, tokens)
-        known = count_up_to(cu_ptr, begin, 0, sequences + 1)
+        known = likely_count(begin, tokens, sequences)
         if tl.program_id(1) == 0:
             key_gradients(
                 grad_ptr, qkv_ptr, lse_ptr, delta_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr,

@@ -14,15 +14,16 @@ import triton.language as tl
 from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_tiles import (
-    count_up_to,
     kept,
+    likely_count,
     load_rotated,
     load_tile,
     own_segments,
     positions,
     precision,
-    row_bounds,
+    row_ranges,
     run_of_segments,
+    seen_range,
     store_tile,
 )  # fmt: skip
 from cramkernels.triton.launch import on_device
@@ -31,7 +32,8 @@ from cramkernels.triton.launch import on_device
 # of huge scores then overflows; it would save nothing, as the product is needed rounded anyway.
 UNFUSED = {"enable_fp_fusion": False}
 LOG2_E = 1.4426950408889634
-UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once
+UNROLL = tl.constexpr(2)  # chunks without masks for which queries are read from shared memory once ...
+UNROLLED = tl.constexpr(32 * 64)  # ... if they are this small: numbers of a chunk
 PARTS = tl.constexpr(8)  # of a row's sum of probabilities: as many columns as a tile of the tensor cores has
 
 
@@ -43,7 +45,8 @@ def _attend(
     ROPE: tl.constexpr, KEY_MASK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """(out, highest, total) after the keys of these chunks, too. If not MASKED all queries see all of them."""
-    unroll: tl.constexpr = 1 if MASKED or PRECISION != "tf32" else UNROLL  # fp32 has no registers for more
+    small: tl.constexpr = CHUNK * D <= UNROLLED and PRECISION == "tf32"  # there are registers for more
+    unroll: tl.constexpr = UNROLL if small and not MASKED else 1
     for chunk in tl.range(chunks_start, chunks_end, CHUNK, num_stages=STAGES, loop_unroll_factor=unroll):
         key = chunk + tl.arange(0, CHUNK)
         present = key < last
@@ -90,7 +93,7 @@ def _attention_forward_kernel(
     if WHOLE:
         begin, stop, known = own_segments(cu_ptr, begin, TILE, tokens, sequences)
     else:
-        known = count_up_to(cu_ptr, begin, 0, sequences + 1)
+        known = likely_count(begin, tokens, sequences)
     stride = 3 * heads * D
     q_ptr = qkv_ptr + head * D
     k_ptr = q_ptr + heads * D
@@ -102,10 +105,16 @@ def _attention_forward_kernel(
             origin, end = begin, stop
         row = origin + tl.arange(0, TILE)
         real = (row >= begin) & (row < end)
-        position, low, high, first, last, at_least, at_most, shared = row_bounds(
-            cu_ptr, row, begin, end, known, sequences, window
+        first, last, at_least, at_most, first_start, first_stop, shared = seen_range(
+            cu_ptr, begin, end, known, sequences, window
         )
-        q, q_second = load_rotated(q_ptr, origin, low < high, stride, cos_ptr, sin_ptr, position, D, ROPE)
+        position, low, high = row, row, row
+        if ROPE:
+            position, low, high = row_ranges(
+                cu_ptr, row, begin, end, at_least, at_most, first_start, first_stop, sequences, window
+            )
+        # rows that see nothing may hold anything: it stays in these, which are masked
+        q, q_second = load_rotated(q_ptr, origin, real, stride, cos_ptr, sin_ptr, position, D, ROPE)
         highest = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE, PARTS], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)
@@ -122,6 +131,10 @@ def _attention_forward_kernel(
                 threshold, False, D, CHUNK, STAGES, PRECISION, ROPE, False, DROPOUT,
             )  # fmt: skip
         if masked_chunks < last:
+            if not ROPE:  # no earlier: the loop above has no registers to keep them
+                _, low, high = row_ranges(
+                    cu_ptr, row, begin, end, at_least, at_most, first_start, first_stop, sequences, window
+                )
             out, highest, total = _attend(
                 out, highest, total, q, q_second, masked_chunks, last, row, low, high, first, last, at_least, at_most,
                 k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
@@ -132,6 +145,9 @@ def _attention_forward_kernel(
         factor = tl.where(some, 1.0 / total, 0.0)
         if DROPOUT:
             factor *= keep_scale
+        origin = tl.where(last >= 0, origin, 0)  # always; else addresses are kept in registers from the queries on
+        row = origin + tl.arange(0, TILE)
+        real = (row >= begin) & (row < end)
         store_tile(out_ptr + head * D, origin, real, heads * D, out * factor[:, None], D)
         lse = tl.where(some, (highest + tl.log2(total)) * 0.6931471805599453, 0.0)
         tl.store(lse_ptr + tl.cast(head, tl.int64) * tokens + row, lse, real)

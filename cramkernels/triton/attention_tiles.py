@@ -60,6 +60,29 @@ def _segment(cu_ptr, x, count, sequences):
 
 
 @triton.jit
+def _locate(cu_ptr, x, likely, sequences):
+    """(count, start, end) of a scalar token x: as :func:`segments` has them, and how many of cu are <= x.
+
+    ``likely`` is a guess of that; where it is right these are two loads.
+    """
+    count = tl.minimum(tl.maximum(likely, 1), sequences)
+    start, end, inside = _segment(cu_ptr, x, count, sequences)
+    if (not inside) | (x < start) | (x >= end):
+        if inside & (x >= start):
+            count = count_on_to(cu_ptr, x, count + 1, sequences + 1)
+        else:
+            count = count_up_to(cu_ptr, x, 0, tl.maximum(count, 1))
+        start, end, _ = _segment(cu_ptr, x, count, sequences)
+    return count, start, end
+
+
+@triton.jit
+def likely_count(x, tokens, sequences):
+    """How many of cu are <= x, if the sequences are of one length."""
+    return tl.cast((x + 0.5) * (sequences / tokens), tl.int32) + 1
+
+
+@triton.jit
 def segments(cu_ptr, x, first, last, sequences):
     """(start, end, inside) of the sequences of tokens x; one that is outside of all is a segment of its own.
 
@@ -111,31 +134,42 @@ def run_of_segments(cu_ptr, begin, stop, known, sequences, TILE: tl.constexpr):
 
 
 @triton.jit
-def row_bounds(cu_ptr, row, begin, end, known, sequences, window):
-    """(position, low, high) of packed rows, of which [begin, end) are real, and of these together (first, last, at
-    least, at most, shared).
+def seen_range(cu_ptr, begin, end, likely, sequences, window):
+    """(first, last, at least, at most, start, stop, shared) of the packed rows [begin, end).
 
-    Ranges are empty for rows that are not real, or outside. position: within the sequence, 0 where there is none.
     [first, last): the packed tokens that they see, all of them inside sequences; at least, at most: limits on how many
-    of cu are <= one of those; shared: all see all of it. ``known``: so many of cu surely are <= begin.
+    of cu are <= one of those; [start, stop): the segment of ``begin``; shared: all see all of it. ``likely``: a guess
+    how many of cu are <= begin.
     """
-    at_least = count_on_to(cu_ptr, begin, known, sequences + 1)
-    at_most = count_on_to(cu_ptr, end - 1, at_least, sequences + 1)
-    first_start, first_stop, in_one = _segment(cu_ptr, begin, at_least, sequences)
-    _, last_stop, _ = _segment(cu_ptr, end - 1, at_most, sequences)
+    at_least, first_start, first_stop = _locate(cu_ptr, begin, likely, sequences)
+    at_most, last_stop = at_least, first_stop
+    if end > first_stop:
+        at_most = count_on_to(cu_ptr, end - 1, at_least, sequences + 1)
+        _, last_stop, _ = _segment(cu_ptr, end - 1, at_most, sequences)
     # ranges ascend with the rows
     first = tl.maximum(tl.maximum(first_start, begin - window), tl.load(cu_ptr))
     last = tl.minimum(tl.minimum(last_stop, end + window), tl.load(cu_ptr + sequences))
-    shared = in_one & False
+    in_one = (at_least == at_most) & (at_least >= 1) & (at_least <= sequences)
+    shared = in_one & (window >= first_stop - first_start)
+    return first, last, at_least, at_most, first_start, first_stop, shared
+
+
+@triton.jit
+def row_ranges(cu_ptr, row, begin, end, at_least, at_most, first_start, first_stop, sequences, window):
+    """(position, low, high) of packed rows, of which [begin, end) are real: what each sees is [low, high).
+
+    Ranges are empty for rows that are not real, or outside. position: within the sequence, 0 where there is none.
+    at_least and so on: as of :func:`seen_range`.
+    """
     if at_least == at_most:
-        shared = in_one & (window >= first_stop - first_start)
+        in_one = (at_least >= 1) & (at_least <= sequences)
         start, stop, inside = row * 0 + first_start, row * 0 + first_stop, (row * 0 == 0) & in_one
     else:
         start, stop, inside = segments(cu_ptr, row, at_least, at_most, sequences)
     seeing = (row >= begin) & (row < end) & inside
     low = tl.where(seeing, tl.maximum(start, row - window), 0)
     high = tl.where(seeing, tl.minimum(stop, row + window + 1), 0)
-    return tl.where(seeing, row - start, 0), low, high, first, last, at_least, at_most, shared
+    return tl.where(seeing, row - start, 0), low, high
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from cramming_train.seeds import derive_seed
 
 
 class Classifier(nn.Module):
-    """<cls> state -> Linear N -> C -> Tanh -> Dropout -> Linear C -> K.
+    """State of a sequence -> Linear N -> C -> Tanh -> Dropout -> Linear C -> K.
 
     The head is drawn as the original's: weights from N(0, ``init_std`` of the architecture), biases 0.
 
@@ -27,14 +27,19 @@ class Classifier(nn.Module):
         hidden: C.
         dropout: in the head.
         seed: of the head's weights and of its dropout.
+        pooling: what the state of a sequence is: "cls", that of its <cls>, or "mean", of all its tokens.
     """
 
-    def __init__(self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int):
+    def __init__(
+        self, model: MaskedLM, vocabulary: np.ndarray, outputs: int, hidden: int, dropout: float, seed: int,
+        pooling: str = "cls",
+    ):  # fmt: skip
         super().__init__()
         self.encoder = copy.deepcopy(model.encoder)
         self.pooler = nn.Linear(model.architecture.hidden, hidden)
         self.output = nn.Linear(hidden, outputs)
         self.dropout = dropout
+        self.pooling = pooling
         self.seed = seed
         self._keep_embedding_rows(vocabulary)
         self._draw_head(model.architecture.init_std)
@@ -45,18 +50,21 @@ class Classifier(nn.Module):
         With ``step`` dropout is on, and its masks depend on (seed, step) alone.
         """
         dropout_seed = None if step is None else derive_seed(self.seed, "encoder dropout", step)
-        states_SN = self.encoder(
-            batch.ids_T,
-            batch.cu_seqlens,
-            batch.max_seqlen,
-            positions_M=batch.positions_S,
-            dropout_seed=dropout_seed,
-        )
-        pooled_SC = torch.tanh(self.pooler(states_SN))
+        pooled_SC = torch.tanh(self.pooler(self._states(batch, dropout_seed)))
         if step is not None:
             pooled_SC = self._drop(pooled_SC, step)
         logits_SK = self.output(pooled_SC)
         return logits_SK if batch.choices is None else by_choice(logits_SK, batch.choices)
+
+    def _states(self, batch: PackedBatch, dropout_seed: int | None) -> torch.Tensor:
+        """[S, N]."""
+        positions_M = batch.positions_S if self.pooling == "cls" else None
+        states = self.encoder(
+            batch.ids_T, batch.cu_seqlens, batch.max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed
+        )
+        if self.pooling == "cls":
+            return states
+        return torch.segment_reduce(states.float(), "mean", lengths=batch.cu_seqlens.diff().long())
 
     def _drop(self, pooled_SC: torch.Tensor, step: int) -> torch.Tensor:
         generator = torch.Generator(pooled_SC.device).manual_seed(derive_seed(self.seed, "head dropout", step))

@@ -118,7 +118,7 @@ def fine_tune(
     vocabulary, (train, *others) = compact_vocabulary([data.train, *data.validation.values(), *data.test.values()])
     splits = dict(zip([*data.validation, *data.test], others, strict=True))
     classifier = Classifier(
-        model, vocabulary, data.task.outputs, settings.classifier_hidden, settings.dropout, seed
+        model, vocabulary, data.task.outputs, settings.classifier_hidden, settings.dropout, seed, settings.pooling
     ).to(device)
     numbers = Precision(precision, device)
     train_loss = _train(classifier, train, settings, numbers, on_tokens)

@@ -111,8 +111,9 @@ def load_classifier(folder: Path) -> SavedClassifier:
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
             raise RunError(f"{folder / MODEL_FILE}: damaged, its checksum differs; fine-tune again")
         classifier = Classifier(
-            model, np.arange(description["vocab_size"]), task.outputs, settings.classifier_hidden, settings.dropout, 0
-        )
+            model, np.arange(description["vocab_size"]), task.outputs, settings.classifier_hidden, settings.dropout,
+            0, settings.pooling,
+        )  # fmt: skip
         classifier.load_state_dict(safetensors.torch.load(content))
         text = TextPipeline(description["clean"], _tokenizer(folder))
     except FileNotFoundError as error:

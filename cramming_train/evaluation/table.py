@@ -17,6 +17,7 @@ def recipe_lines(settings: Evaluation, tasks: Sequence[Task]) -> list[str]:
     warmup = f"warm-up over {100 * s.warmup:g} % of each task's own steps"
     if s.warmup_steps is not None:
         warmup = f"warm-up over the first {s.warmup_steps} steps of every task, whatever its length"
+    state = "<cls>" if s.pooling == "cls" else "mean"
     kinds = ["cross-entropy"]
     if any(task.outputs == 1 and not task.regression for task in tasks):
         kinds.append("over the choices of a row where a task has choices")
@@ -29,7 +30,7 @@ def recipe_lines(settings: Evaluation, tasks: Sequence[Task]) -> list[str]:
         f"  schedule: {s.schedule} to zero, {warmup}",
         f"  {s.epochs} epochs, batch {s.batch_size}, shuffled each epoch, incomplete last batch left out",
         f"  input: <cls> A <sep> or <cls> A <sep> B <sep> (...), at most {s.max_length} tokens, longest cut first",
-        f"  head: <cls> state -> Linear {s.classifier_hidden} -> Tanh -> Dropout {s.dropout:g} -> Linear; "
+        f"  head: {state} state -> Linear {s.classifier_hidden} -> Tanh -> Dropout {s.dropout:g} -> Linear; "
         f"dropout {s.dropout:g} in the encoder",
         f"  loss: {'; '.join(kinds)}",
     ]

@@ -32,10 +32,11 @@ class Evaluation:
     max_train_rows: int | None = None  # of a training set; the scores are then labelled as capped
     dropout: float = 0.1  # in the encoder (hidden, attention, embedding) and before the classifier
     classifier_hidden: int = 1024
+    pooling: str = "cls"  # the classifier reads the state of <cls>, or ("mean") the mean of all states
     seeds: int = 5
 
     def __post_init__(self) -> None:
-        check_choice(self, schedule=("cosine", "linear"))
+        check_choice(self, schedule=("cosine", "linear"), pooling=("cls", "mean"))
         check_positive(self, "learning_rate", "eps", "batch_size", "epochs", "max_length", "classifier_hidden", "seeds")
         check_positive_or_none(self, "warmup_steps", "max_train_rows")
         check_share(self, "warmup", "dropout")
@@ -44,7 +45,7 @@ class Evaluation:
 
 
 # Those of the original project (its config/eval), but for lengths of 128 tokens instead of 1024 outside GLUE_sane: no
-# more positions are trained, and a head on <cls>, where its GLUE setting averages all states.
+# more positions are trained.
 EVALUATIONS = {
     e.name: e
     for e in (
@@ -54,7 +55,14 @@ EVALUATIONS = {
         # made so.
         Evaluation("glue-sane-original", warmup_steps=267),
         Evaluation(
-            "glue", learning_rate=2e-5, weight_decay=0.1, schedule="linear", warmup=0.06, batch_size=32, epochs=10
+            "glue",
+            learning_rate=2e-5,
+            weight_decay=0.1,
+            schedule="linear",
+            warmup=0.06,
+            batch_size=32,
+            epochs=10,
+            pooling="mean",
         ),
         Evaluation("superglue", learning_rate=1e-5, epochs=10),
         Evaluation("swag", learning_rate=1e-5, weight_decay=0.1),

@@ -82,24 +82,27 @@ def random_split(rows=11, vocabulary=67, longest=20):
     return Encoded(ids, np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, 2, rows))
 
 
-def test_packed_examples_do_not_see_each_other(model):
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_packed_examples_do_not_see_each_other(model, pooling):
     """A batch gives each example the logits that it gets alone."""
     split = random_split()
     vocabulary, (split,) = compact_vocabulary([split])
-    classifier = Classifier(model, vocabulary, 3, 32, 0.1, seed=0)
+    classifier = Classifier(model, vocabulary, 3, 32, 0.1, seed=0, pooling=pooling)
     together = classifier(pack(split, np.arange(11)))
     alone = torch.cat([classifier(pack(split, np.array([row]))) for row in range(11)])
     assert together.shape == (11, 3) and together.std(dim=0).min() > 1e-4
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_classifier_is_the_cls_state_through_the_head(model):
-    """Against the plain definition on the whole encoder's output."""
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_classifier_is_a_state_through_the_head(model, pooling):
+    """Against the plain definition on the whole encoder's output: the first state of a sequence, or the mean of all."""
     split = random_split()
-    classifier = Classifier(model, np.arange(67), 2, 32, 0.1, seed=0)
+    classifier = Classifier(model, np.arange(67), 2, 32, 0.1, seed=0, pooling=pooling)
     batch = pack(split, np.array([3, 8]))
     hidden_TN = model.encoder(batch.ids_T, batch.cu_seqlens, batch.max_seqlen)
-    states_BN = hidden_TN[batch.cu_seqlens[:-1].long()]
+    states = hidden_TN.split(batch.cu_seqlens.diff().tolist())
+    states_BN = torch.stack([state_LN[0] if pooling == "cls" else state_LN.mean(dim=0) for state_LN in states])
     pooled_BC = torch.tanh(states_BN @ classifier.pooler.weight.T + classifier.pooler.bias)
     expected = pooled_BC @ classifier.output.weight.T + classifier.output.bias
     torch.testing.assert_close(classifier(batch), expected, rtol=1e-5, atol=1e-6)

@@ -102,14 +102,14 @@ EXPECTED_DATA["cram"] = {**EXPECTED_DATA["crammed"], "order": "random"}
 GLUE = {
     "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.0, "schedule": "cosine", "warmup": 0.1, "warmup_steps": None,
     "batch_size": 16, "epochs": 5, "max_length": 128, "max_train_rows": None, "dropout": 0.1,
-    "classifier_hidden": 1024, "seeds": 5,
+    "classifier_hidden": 1024, "pooling": "cls", "seeds": 5,
 }  # fmt: skip
 EXPECTED_EVALUATIONS = {
     "glue-sane": {**GLUE, "learning_rate": 4e-5},
     "glue-sane-original": {**GLUE, "learning_rate": 4e-5, "warmup_steps": 267},
     "glue": {
         **GLUE, "learning_rate": 2e-5, "weight_decay": 0.1, "schedule": "linear", "warmup": 0.06, "batch_size": 32,
-        "epochs": 10,
+        "epochs": 10, "pooling": "mean",
     },
     "superglue": {**GLUE, "learning_rate": 1e-5, "epochs": 10},
     "swag": {**GLUE, "learning_rate": 1e-5, "weight_decay": 0.1},

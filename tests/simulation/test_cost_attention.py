@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cost, cost_attention, cost_attention_peers, cost_attention_report
+from benchmarks import cost, cost_attention, cost_attention_peers, cost_attention_report, cost_count
 from benchmarks.cost_attention import SHAPES, Shape
 from benchmarks.cost_attention_peers import PEERS
-from benchmarks.cost_cases import CUDA, DIRECTIONS, LANGUAGES
+from benchmarks.cost_cases import CUDA, DIRECTIONS, LANGUAGES, TRITON
 from benchmarks.cost_targets import SLACK
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -104,6 +104,18 @@ def test_a_peer_that_cannot_be_had_is_a_row_that_says_why(peer, tmp_path):
 
 def table(rows):
     return cost_attention_report.markdown(cost_attention_report.header(False, {}), rows)
+
+
+def test_spills_take_time_and_are_a_miss():
+    from ptxsim.stats import Stats
+
+    stats = Stats(ctas=3, threads_per_cta=64)  # six warps, ten words of a thread
+    before = cost_count.Counted([], 0, 0.0, 0, [("kernel", stats)])
+    ((_, after),) = cost_count.with_spills(before, [40]).launches
+    assert after.pipe_cycles == {"lsu": 60, "issue": 60} and not stats.pipe_cycles
+    row = measured(CUDA)["forward"]
+    assert row["spilled_bytes"] == measured(TRITON)["forward"]["spilled_bytes"] == 0
+    assert "8 bytes spilled" in cost_attention_report.misses([row | {"spilled_bytes": 8}])[0]
 
 
 def test_misses_are_named():

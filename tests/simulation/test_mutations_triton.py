@@ -112,6 +112,7 @@ MUTANTS = [
     ("attention_tiles", "x += load_tile(", "x += 0.0 * load_tile(", PLAIN_LONG),
     ("attention_tiles", "if first_row < written:", "if first_row < 0:", PLAIN_LONG),
     ("attention_tiles", "in_one & (window >= first_stop - first_start)", "in_one", WINDOWED),
+    ("attention_tiles", "(not inside) | (x < start) | (x >= end)", "(not inside) | (x < start)", PLAIN_LONG),
     ("attention_tiles", "row - window)", "row - window + 1)", SHORT),
     ("attention_tiles", "tl.minimum(stop, row + window + 1)", "row + window + 1", SHORT),
     ("attention_tiles", "inside = (count >= 1) & (count <= sequences)", "inside = count >= 1", PLAIN_SHORT),
