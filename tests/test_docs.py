@@ -316,6 +316,13 @@ def test_the_levers_are_the_committed_ones():
     assert {(cell["budget_tokens"], cell["held_out"], cell["seed"]) for cell in cells} == {(327680, "e4f3bcd230f2", 0)}
 
 
+def test_the_runs_of_a_million_tokens_are_the_committed_ones():
+    cells, (shown,) = cells_of("million"), tables(section("At a million tokens"))
+    assert [list(row.values()) for row in shown] == [row_of(cell) for cell in cells]
+    assert {(cell["held_out"], cell["seed"]) for cell in cells} == {("e4f3bcd230f2", 0)}
+    assert {cell["budget_tokens"] for cell in cells if cell["recipe"] == "cram-mini"} == {1000000}
+
+
 def test_the_scaling_runs_and_the_law_are_the_committed_ones():
     cells, (shown, _) = cells_of("scaling"), tables(section("How large, for a budget"))
     law, _ = laws()
