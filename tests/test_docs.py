@@ -295,6 +295,18 @@ def test_forty_minutes_are_the_committed_ones():
         assert f"{tuned['train_loss']:.2f}" in prose and f"{100 * tuned['values']['stsb']:.1f}" in prose
 
 
+def test_fine_tuning_at_a_higher_rate_is_the_committed_one():
+    prose = re.sub(r"\s+", " ", section("Forty minutes, and GLUE"))
+    theirs, ours = (
+        [100 * line["values"]["sst2"] for line in fine_tunings(f"{recipe}-5e-4-mean")]
+        for recipe in ("crammed-bert-mini", "cram-mini")
+    )
+    assert len(ours) == len(theirs) == 3
+    assert f"is at {spread(theirs)} for the original and at {spread(ours)} for `cram-mini`" in prose
+    own, original = cells_of("million")[0], cells_of("million")[-1]
+    assert f"of {original['loss']:.3f} and {own['loss']:.3f} nats" in prose
+
+
 def test_the_law_is_held_against_a_later_run():
     later, (law, others) = cells_of("glue")[1], laws()
     said = sorted(other.loss(Size(4, 256).parameters, later["tokens"]) for other in others)
