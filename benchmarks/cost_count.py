@@ -247,7 +247,7 @@ def with_spills(counted: Counted, spilled: list[int]) -> Counted:
     """The same, with what the assembler spills: so many bytes of a thread, loads and stores together, of each launch.
 
     PTX knows nothing of them. They are counted as executed once, four bytes of all threads of a warp at a time, and as
-    found in L1; most are in loops, so this is the least.
+    found in L1: the least, since those in a loop are executed in each of its turns.
     """
     launches = []
     for (name, stats), each in zip(counted.launches, spilled, strict=True):
