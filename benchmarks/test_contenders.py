@@ -1,6 +1,8 @@
 """On a CPU, against plain PyTorch as its users meet it: a process each, in turns, step by step.
 
-On one thread it is the processor's time that counts, which other programs do not take; on two the wall's.
+On one thread it is the processor's time that counts, which other programs do not take; on two the wall's. What they do
+take are the units of a core that is shared with them: products then are a larger share of every step, and what is saved
+elsewhere counts for less. Whether that is so is told by the rate of products, which is committed for the machine.
 """
 
 from __future__ import annotations
@@ -14,13 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.contenders import GEMM_SIZE, LOSS_ROWS, RECIPE
+from benchmarks.contenders import GEMM_SIZE, LOSS_ROWS, RECIPE, VOCABULARY
+from benchmarks.results import BadFolder, Results, read
 from cramming_train.model import flops_per_token
 
 ROUNDS, LOSS_ROUNDS = 9, 3
-LEAST = {"eager": 1.2, "compiled": 1.05}  # times the peer's tokens a second
-LEAST_UTILIZATION = 0.7
-MOST = {256: {"eager": 0.88, "products": 1.15}, 768: {"eager": 0.96, "products": 1.15}}  # of the peer's time
+QUIET = 0.85  # of the committed rate of products
+# By whether the machine is quiet: times the peer's tokens a second; a share of the rate of products; of the peer's time
+LEAST = {True: {"eager": 1.2, "compiled": 1.05}, False: {"eager": 1.0, "compiled": 0.95}}
+LEAST_UTILIZATION = {True: 0.7, False: 0.6}
+MOST = {
+    True: {256: {"eager": 0.88, "products": 1.15}, 768: {"eager": 0.96, "products": 1.15}},
+    False: {256: {"eager": 1.0, "products": 1.3}, 768: {"eager": 1.0, "products": 1.3}},
+}
 TOKENS = RECIPE.training.batch_size * RECIPE.data.row_length
 FLOPS = TOKENS * flops_per_token(
     RECIPE.architecture, RECIPE.data.vocab_size, RECIPE.data.row_length, RECIPE.training.masking_rate
@@ -83,40 +91,57 @@ def race(benchmark, names: Sequence[str], threads: int, rounds: int) -> tuple[di
     return medians, {name: process.losses for name, process in processes.items()}
 
 
+def quiet(results: Results, name: str, rate: float) -> bool:
+    """Whether products run at the rate (FLOP/s) that this benchmark had when the machine's results were committed.
+
+    True for a machine without results.
+    """
+    try:
+        _, rows = read(results.folder)
+    except BadFolder:
+        return True
+    committed = [row.get("gemm_flops_per_second", 0) for row in rows if row["name"] == name]
+    return not committed or rate >= QUIET * committed[0]
+
+
 @ON_ONE_OR_TWO_THREADS
 def test_training(benchmark, threads, results):
     """Tokens a second against plain PyTorch, eager and compiled; FLOPs a second against the machine's GEMM rate."""
-    medians, losses = race(benchmark, ("ours", *LEAST, "gemm"), threads, ROUNDS)
+    peers, name = ("eager", "compiled"), f"training {RECIPE.name}, {in_words(threads)}"
+    medians, losses = race(benchmark, ("ours", *peers, "gemm"), threads, ROUNDS)
     rate = 2 * GEMM_SIZE**3 / medians.pop("gemm")
-    ratios = {name: round(medians["ours"] / medians[name], 4) for name in LEAST}
-    utilization = {name: round(FLOPS / seconds / rate, 4) for name, seconds in medians.items()}
+    ratios = {peer: round(medians["ours"] / medians[peer], 4) for peer in peers}
+    utilization = {who: round(FLOPS / seconds / rate, 4) for who, seconds in medians.items()}
     figures = {
-        "tokens_per_second": {name: round(TOKENS / seconds) for name, seconds in medians.items()},
+        "tokens_per_second": {who: round(TOKENS / seconds) for who, seconds in medians.items()},
         "model_flops_utilization": utilization, "gemm_flops_per_second": rate, "ratios": ratios,
     }  # fmt: skip
     benchmark.extra_info.update(figures)
     results.add(
-        kind="training", name=f"training {RECIPE.name}, {in_words(threads)}", direction="step", family="training",
+        kind="training", name=name, direction="step", family="training",
         recipe=f"{RECIPE.name}, {in_words(threads)}", seconds=medians, **figures,
     )  # fmt: skip
-    for name in LEAST:  # the same training: what is compared is time alone
-        assert losses[name] == pytest.approx(losses["ours"], rel=2e-3)
-    assert all(1 / ratios[name] >= least for name, least in LEAST.items()), ratios
-    assert utilization["ours"] >= LEAST_UTILIZATION, utilization
+    for peer in peers:  # the same training: what is compared is time alone
+        assert losses[peer] == pytest.approx(losses["ours"], rel=2e-3)
+    alone = quiet(results, name, rate)
+    assert all(1 / ratios[peer] >= least for peer, least in LEAST[alone].items()), (ratios, alone)
+    assert utilization["ours"] >= LEAST_UTILIZATION[alone], (utilization, alone)
 
 
 @ON_ONE_OR_TWO_THREADS
 @pytest.mark.parametrize("width", [256, pytest.param(768, marks=pytest.mark.exhaustive)])
 def test_mlm_loss_of_every_row(benchmark, width, threads, results):
-    who = ("ours", "eager", "products")
-    medians, losses = race(benchmark, [f"loss-{name}-{width}" for name in who], threads, LOSS_ROUNDS)
+    who, name = ("ours", "eager", "products"), f"mlm_loss of every row {LOSS_ROWS}x{width}, {in_words(threads)}"
+    medians, losses = race(benchmark, [f"loss-{each}-{width}" for each in who], threads, LOSS_ROUNDS)
     seconds = dict(zip(who, medians.values(), strict=True))
     ratios = {peer: round(seconds["ours"] / seconds[peer], 4) for peer in who[1:]}
+    rate = 3 * 2 * LOSS_ROWS * width * VOCABULARY / seconds["products"]
     benchmark.extra_info.update(ratios=ratios)
     results.add(
-        kind="operation", name=f"mlm_loss of every row {LOSS_ROWS}x{width}, {in_words(threads)}", direction="step",
-        operation="mlm_loss of every row", family="loss", tokens=LOSS_ROWS, width=width, seconds=seconds, ratios=ratios,
+        kind="operation", name=name, direction="step", operation="mlm_loss of every row", family="loss",
+        tokens=LOSS_ROWS, width=width, seconds=seconds, ratios=ratios, gemm_flops_per_second=rate,
         share_of_floor=round(seconds["products"] / seconds["ours"], 4),
     )  # fmt: skip
     assert losses[f"loss-eager-{width}"] == pytest.approx(losses[f"loss-ours-{width}"], rel=1e-5)
-    assert all(ratio <= MOST[width][peer] for peer, ratio in ratios.items()), ratios
+    alone = quiet(results, name, rate)
+    assert all(ratio <= MOST[alone][width][peer] for peer, ratio in ratios.items()), (ratios, alone)
