@@ -42,7 +42,10 @@ class Tiling(NamedTuple):
 FIELDS = (*Key._fields, *Tiling._fields)
 FORWARD, BACKWARD = "triton.attention_forward", "triton.attention_backward"
 MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles hold
-PLAIN = "_plain"  # of a name: rows for calls without rotation, mask and dropout, of fewer registers
+# Of a name: rows for calls of one kind, where those for all calls are not the best of it, or spill
+PLAIN = "_plain"  # without rotation, mask and dropout: of fewer registers
+MASKED = "_masked"  # with a mask of keys or dropout: of more
+KINDS = ("", PLAIN, MASKED)
 CUDA_SHORT_FORWARD = "cuda.attention_short_forward"
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole
@@ -86,14 +89,15 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),
     (Key(BACKWARD + PLAIN, 16, 128, 0), (80, 86, 89, 120), Tiling(128, 16, 16, 1, 8)),
     (Key(BACKWARD + PLAIN, 16, 128, 0), (90,), Tiling(128, 16, 16, 2, 8)),
+    (Key(BACKWARD + MASKED, 16, 128, 0), AMPERE_ON, Tiling(32, 16, 16, 1, 8)),
     (Key(MID_BACKWARD, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 4)),
+    (Key(MID_BACKWARD + MASKED, 16, 32, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 8)),
     (Key(MID_BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 0, 16, 2, 8)),
     (Key(MID_BACKWARD + PLAIN, 16, 64, 0), (80, 86, 89), Tiling(128, 0, 16, 2, 4)),
     (Key(MID_BACKWARD + PLAIN, 16, 64, 0), (90, 120), Tiling(128, 0, 16, 1, 4)),
     (Key(BACKWARD, 32, 32, 0), AMPERE_ON, Tiling(64, 32, 16, 2, 4)),
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
-    (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 32, 1, 8)),
-    (Key(BACKWARD + PLAIN, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 16, 1, 8)),
+    (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 16, 1, 8)),
     # a warp for each 16 rows of the tile: fewer take turns
     (Key(CUDA_SHORT_FORWARD, 16, 32, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
     (Key(CUDA_SHORT_FORWARD, 16, 64, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
@@ -110,17 +114,22 @@ def keys_of(part: int) -> list[Key]:
     return [key for key in KEYS if (key, part) in ROWS]
 
 
-def tiling_for(kernel: str, x: torch.Tensor, max_seqlen: int, plain: bool = False) -> Tiling:
-    """The configuration for tensors like ``x`` [.., D] and sequences of at most ``max_seqlen`` tokens."""
+def tiling_for(kernel: str, x: torch.Tensor, max_seqlen: int, kind: str = "") -> Tiling:
+    """The configuration for tensors like ``x`` [.., D], sequences of at most ``max_seqlen`` tokens, calls of a kind."""
     longest = next((length for length in LENGTHS if max_seqlen <= length), 0)
     # what may change while a program runs is part of what the choice is remembered by
     now = (SIMULATED_PART, *_overrides.items())
-    return _tiling(kernel, x.dtype.itemsize * 8, x.shape[-1], longest, plain, x.device, now)
+    return _tiling(kernel, x.dtype.itemsize * 8, x.shape[-1], longest, kind, x.device, now)
 
 
-def key_for(kernel: str, bits: int, head_dim: int, longest: int, plain: bool = False) -> Key:
+def kernel_of(key: Key) -> str:
+    """What a row launches, whatever kind of calls it is for."""
+    return key.kernel.removesuffix(PLAIN).removesuffix(MASKED)
+
+
+def key_for(kernel: str, bits: int, head_dim: int, longest: int, kind: str = "") -> Key:
     """The row that serves sequences of this length: one for whole sequences, else that for any."""
-    names = (kernel + PLAIN, kernel) if plain else (kernel,)
+    names = dict.fromkeys((kernel + kind, kernel))
     for length in (*(length for length in LENGTHS if longest and length >= longest), 0):
         for name in names:
             if (key := Key(name, bits, head_dim, length)) in KEYS:
@@ -147,7 +156,7 @@ def candidates(key: Key, part: int) -> list[Tiling]:
     for tile in tiles:
         for warps in (4, 8):
             for step, stages in steps:
-                if key.kernel.removesuffix(PLAIN) == FORWARD:
+                if kernel_of(key) == FORWARD:
                     found[Tiling(tile, step, 0, stages, warps, own.whole)] = None
                 elif step < 64:
                     chunk = max(step, 32) if own.chunk else 0
@@ -179,10 +188,8 @@ def override(key: Key, tiling: Tiling) -> Iterator[None]:
 
 
 @cache
-def _tiling(
-    kernel: str, bits: int, head_dim: int, longest: int, plain: bool, device: torch.device, now: tuple
-) -> Tiling:
-    key = key_for(kernel, bits, head_dim, longest, plain)
+def _tiling(kernel: str, bits: int, head_dim: int, longest: int, kind: str, device: torch.device, now: tuple) -> Tiling:
+    key = key_for(kernel, bits, head_dim, longest, kind)
     return _overrides.get(key) or _tuned(device).get(key) or ROWS[key, part_of(device)]
 
 

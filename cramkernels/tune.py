@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from cramkernels import configurations, tuned
-from cramkernels.configurations import MID_BACKWARD, PLAIN, Key, Tiling
+from cramkernels.configurations import MASKED, MID_BACKWARD, PLAIN, Key, Tiling, kernel_of
 
 TOKENS, WIDTH = 32768, 768  # of the timed problem: tokens, heads x head dim
 MID, LONG = 512, 1024  # sequences of rows that are for any length
@@ -25,8 +25,17 @@ Clock = Callable[[Callable[[], object]], float]
 
 
 def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[], object]:
-    """A call of the kernel on full sequences, with rotary embedding unless the row is for plain calls."""
-    backend, function = key.kernel.removesuffix(PLAIN).split(".")
+    """A call of the kernel on full sequences, with the options that the row is for: a rotation, unless it is for plain
+    calls, and a mask of keys and dropout, if it is for those."""
+    masked = key.kernel.endswith(MASKED)
+    return call(key, device, tokens, rotated=not key.kernel.endswith(PLAIN), masked=masked, dropped=masked)
+
+
+def call(
+    key: Key, device: torch.device, tokens: int, rotated: bool, masked: bool, dropped: bool
+) -> Callable[[], object]:
+    """A call of a row's kernel on full sequences with these options."""
+    backend, function = kernel_of(key).split(".")
     kernels = importlib.import_module(f"cramkernels.{backend}.attention")
     length = key.longest or (MID if key.kernel.startswith(MID_BACKWARD) else LONG)
     tokens, heads = max(tokens // length, 1) * length, max(WIDTH // key.head_dim, 1)
@@ -36,8 +45,10 @@ def problem(key: Key, device: torch.device, tokens: int = TOKENS) -> Callable[[]
     qkv = torch.randn(tokens, 3, heads, key.head_dim, generator=generator).to(device, dtype)
     cu_seqlens = torch.arange(0, tokens + 1, length, dtype=torch.int32, device=device)
     angles = torch.rand(length, key.head_dim // 2, generator=generator).to(device)
-    rotation = (None, None) if key.kernel.endswith(PLAIN) else (angles.cos(), angles.sin())
-    options = length, *rotation, None, None, key.head_dim**-0.5, 0.0, None
+    rotation = (angles.cos(), angles.sin()) if rotated else (None, None)
+    key_mask = torch.rand(tokens, generator=generator).to(device) < 0.9 if masked else None
+    dropout = (0.1, torch.tensor([1], device=device)) if dropped else (0.0, None)
+    options = length, *rotation, key_mask, None, key.head_dim**-0.5, *dropout
     if function.endswith("forward"):
         return lambda: kernels.attention_forward(qkv, cu_seqlens, *options)
     out, lse = kernels.attention_forward(qkv, cu_seqlens, *options)

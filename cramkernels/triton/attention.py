@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cramkernels.configurations import BACKWARD, FORWARD, KEYS, LENGTHS, MID_BACKWARD, Key, tiling_for
+from cramkernels.configurations import BACKWARD, FORWARD, KEYS, LENGTHS, MASKED, MID_BACKWARD, PLAIN, Key, tiling_for
 from cramkernels.reference import attention as reference
 from cramkernels.triton import attention_backward as backward
 from cramkernels.triton import attention_forward as forward
@@ -21,7 +21,7 @@ def attention_forward(
         return reference.attention_forward(
             qkv, cu_seqlens, max_seqlen, cos, sin, key_mask, window, scale, dropout_p, seed
         )
-    tiling = tiling_for(FORWARD, qkv, max_seqlen, _is_plain(cos, key_mask, dropout_p))
+    tiling = tiling_for(FORWARD, qkv, max_seqlen, _kind(cos, key_mask, dropout_p))
     return forward.attention_forward(
         *_contiguous(qkv, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask), _number(window), scale,
         dropout_p, seed,
@@ -39,7 +39,7 @@ def attention_backward(
     mid = LENGTHS[-1] < max_seqlen <= mid_backward.LONGEST and _has_mid(qkv)
     launch = mid_backward.attention_mid_backward if mid else backward.attention_backward
     kernel = MID_BACKWARD if mid else BACKWARD
-    tiling = tiling_for(kernel, qkv, max_seqlen, _is_plain(cos, key_mask, dropout_p))
+    tiling = tiling_for(kernel, qkv, max_seqlen, _kind(cos, key_mask, dropout_p))
     return launch(
         *_contiguous(grad, qkv, out, lse, cu_seqlens), tiling, *_tables(cos, sin), *_contiguous(key_mask),
         _number(window), scale, dropout_p, seed,
@@ -66,8 +66,11 @@ def _serves(qkv) -> bool:
     return qkv.shape[-1] in HEAD_DIMS and qkv.numel() > 0
 
 
-def _is_plain(cos, key_mask, dropout_p: float) -> bool:
-    return cos is None and key_mask is None and dropout_p == 0.0
+def _kind(cos, key_mask, dropout_p: float) -> str:
+    """Of a call, as the table of configurations has it."""
+    if key_mask is not None or dropout_p > 0.0:
+        return MASKED
+    return PLAIN if cos is None else ""
 
 
 def _has_mid(qkv) -> bool:

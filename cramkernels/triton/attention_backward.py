@@ -18,8 +18,8 @@ from cramkernels.configurations import Tiling
 from cramkernels.reference.philox import keep_threshold
 from cramkernels.triton.attention_forward import LOG2_E
 from cramkernels.triton.attention_tiles import (
+    add_row_products,
     add_unrotated,
-    anew,
     kept,
     likely_count,
     load_rotated,
@@ -85,9 +85,10 @@ def key_gradients(
             do = settled_16_bit(do)
         statistic = tl.cast(head, tl.int64) * tokens + query
         lse = tl.load(lse_ptr + statistic, asked, 0.0) * 1.4426950408889634
-        scores = tl.dot(anew(k, query_start, D), tl.trans(q), input_precision=PRECISION)
+        zeros = tl.zeros([TILE, SLICE], tl.float32)
+        scores = add_row_products(zeros, k, q, query_start, D, PRECISION)
         if ROPE:
-            scores = tl.dot(anew(k_second, query_start, D), tl.trans(q_second), scores, input_precision=PRECISION)
+            scores = add_row_products(scores, k_second, q_second, query_start, D, PRECISION)
         exponent = scores * scale_log2 - lse[None, :]
         if not shared:  # else what is not asked, or not real, is zero here and in dO or dQ
             visible = (query[None, :] >= low[:, None]) & (query[None, :] < high[:, None])
@@ -98,7 +99,7 @@ def key_gradients(
             keep = tl.trans(kept(seed_ptr, head, query, origin, threshold, TILE))
             dropped = tl.where(keep, p, 0.0)
         dv = tl.dot(dropped.to(do.dtype), do, dv, input_precision=PRECISION)  # before dP: fewer numbers are alive
-        dp = tl.dot(anew(v, query_start, D), tl.trans(do), input_precision=PRECISION)
+        dp = add_row_products(zeros, v, do, query_start, D, PRECISION)
         if DROPOUT:
             dp = tl.where(keep, dp * keep_scale, 0.0)
         if DQ == "whole":
@@ -121,6 +122,9 @@ def key_gradients(
                 )  # fmt: skip
     if DROPOUT:
         dv *= keep_scale
+    origin = tl.where(slices_end >= 0, origin, 0)  # always; else addresses are kept in registers from the keys on
+    row = origin + tl.arange(0, TILE)
+    real = (row >= begin) & (row < end)
     store_tile(dq_ptr + 2 * heads * D, origin, real, stride, dv, D)
     if D > 32:  # again: else addresses of the angles would stay in registers past the loop, which has none left
         position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
@@ -168,9 +172,10 @@ def _query_gradients(
         if not ROPE:
             k = settled_16_bit(k)
         v = settled_16_bit(load_tile(k_ptr + heads * D, chunk, present, stride, D))
-        scores = tl.dot(anew(q, chunk, D), tl.trans(k), input_precision=PRECISION)
+        zeros = tl.zeros([TILE, CHUNK], tl.float32)
+        scores = add_row_products(zeros, q, k, chunk, D, PRECISION)
         if ROPE:
-            scores = tl.dot(anew(q_second, chunk, D), tl.trans(k_second), scores, input_precision=PRECISION)
+            scores = add_row_products(scores, q_second, k_second, chunk, D, PRECISION)
         exponent = scores * scale_log2 - lse[:, None]
         if not shared:  # else keys that are not present are zero, and so is what they add to dQ
             visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
@@ -178,13 +183,18 @@ def _query_gradients(
                 visible &= (tl.load(key_mask_ptr + key, present, 0) != 0)[None, :]
             exponent = tl.where(visible, exponent, float("-inf"))
         p = recomputed(exponent)
-        dp = tl.dot(anew(do, chunk, D), tl.trans(v), input_precision=PRECISION)
+        dp = add_row_products(zeros, do, v, chunk, D, PRECISION)
         if DROPOUT:
             dp = tl.where(kept(seed_ptr, head, row, chunk, threshold, CHUNK), dp * keep_scale, 0.0)
         ds = (p * (dp - delta[:, None])).to(k.dtype)
         dq = tl.dot(ds, k, dq, input_precision=PRECISION)
         if ROPE:
             dq_second = tl.dot(ds, k_second, dq_second, input_precision=PRECISION)
+    begin = tl.where(last >= 0, begin, 0)  # always; else addresses are kept in registers from the queries on
+    row = begin + tl.arange(0, TILE)
+    real = row < end
+    if D > 32:
+        position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
     add_unrotated(
         dqkv_ptr + head * D, begin, real, 0, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,
         position, D, ROPE,

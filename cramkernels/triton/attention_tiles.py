@@ -232,15 +232,31 @@ def settled_16_bit(x):
 
 
 @triton.jit
-def anew(x, step, D: tl.constexpr):
-    """``x``, as the operand of a product in a loop, whose counter ``step`` is never negative.
+def _halves(x):
+    """Of the columns of [R, D]."""
+    first, second = tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), (0, 2, 1)))
+    return settled(first), settled(second)
 
-    As it seems to depend on that, it is read from shared memory, and split into tf32 terms, in every step. Otherwise
-    both terms are kept in registers through the loop, which do not hold those of 128 columns.
+
+@triton.jit
+def add_row_products(sums, x, y, step, D: tl.constexpr, PRECISION: tl.constexpr):
+    """sums + x y^T, in a loop with a counter ``step`` of 0 or more; of the D columns of a head all or half are here.
+
+    Registers do not hold the tf32 terms of 128 columns of fp32: they are taken by halves, and as ``x`` seems to depend
+    on the counter, it is read from shared memory, and split into terms, in every step, not before the loop.
     """
     if x.dtype == tl.float32 and D == 128:
-        x = settled(tl.where(step >= 0, x, 0.0))
-    return x
+        x = tl.where(step >= 0, x, 0.0)
+        if x.shape[1] == D:
+            x_first, x_second = _halves(x)
+            y_first, y_second = _halves(y)
+            sums = tl.dot(x_first, tl.trans(y_first), sums, input_precision=PRECISION)
+            sums = tl.dot(x_second, tl.trans(y_second), sums, input_precision=PRECISION)
+        else:
+            sums = tl.dot(settled(x), tl.trans(y), sums, input_precision=PRECISION)
+    else:
+        sums = tl.dot(x, tl.trans(y), sums, input_precision=PRECISION)
+    return sums
 
 
 @triton.jit
@@ -301,24 +317,11 @@ def _philox(seed, head, query, block):
 
 
 @triton.jit
-def _kept_by_blocks(seed, head, rows, key_origin, limit, KEYS: tl.constexpr):
-    """Where the keys begin with a block: one draw for four."""
-    block = (key_origin // 4 + tl.arange(0, KEYS // 4)).to(tl.uint32)[None, :]
+def _draw(seed, head, rows, first_block, limit, BLOCKS: tl.constexpr):
+    """Of rows [R, 1] and four keys a block: which are kept, [R, BLOCKS] for each of the four."""
+    block = (first_block + tl.arange(0, BLOCKS)).to(tl.uint32)[None, :]
     w0, w1, w2, w3 = _philox(seed, head, rows + block * 0, block + rows * 0)
-    return tl.interleave(
-        tl.interleave((w0 >= limit).to(tl.int8), (w2 >= limit).to(tl.int8)),
-        tl.interleave((w1 >= limit).to(tl.int8), (w3 >= limit).to(tl.int8)),
-    )
-
-
-@triton.jit
-def _kept_by_keys(seed, head, rows, key_origin, limit, KEYS: tl.constexpr):
-    """Anywhere: each key draws its block itself."""
-    key = (key_origin + tl.arange(0, KEYS)).to(tl.uint32)[None, :] + rows * 0
-    w0, w1, w2, w3 = _philox(seed, head, rows + key * 0, key // 4)
-    place = key % 4
-    word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
-    return (word >= limit).to(tl.int8)
+    return (w0 >= limit).to(tl.int8), (w1 >= limit).to(tl.int8), (w2 >= limit).to(tl.int8), (w3 >= limit).to(tl.int8)
 
 
 @triton.jit
@@ -327,8 +330,15 @@ def kept(seed_ptr, head, query, key_origin, threshold, KEYS: tl.constexpr):
     seed = tl.load(seed_ptr)
     limit = tl.cast(threshold, tl.uint32)
     rows = query.to(tl.uint32)[:, None]
-    if key_origin % 4 == 0:
-        keep = _kept_by_blocks(seed, head, rows, key_origin, limit, KEYS)
-    else:
-        keep = _kept_by_keys(seed, head, rows, key_origin, limit, KEYS)
-    return keep != 0
+    block = key_origin // 4
+    k0, k1, k2, k3 = _draw(seed, head, rows, block, limit, KEYS // 4)
+    shift = key_origin % 4
+    if shift != 0:  # keys do not begin with a block: four of them have the end of one and the beginning of the next
+        n0, n1, n2, _ = _draw(seed, head, rows, block + 1, limit, KEYS // 4)
+        k0, k1, k2, k3 = (
+            tl.where(shift == 1, k1, tl.where(shift == 2, k2, k3)),
+            tl.where(shift == 1, k2, tl.where(shift == 2, k3, n0)),
+            tl.where(shift == 1, k3, tl.where(shift == 2, n0, n1)),
+            tl.where(shift == 1, n0, tl.where(shift == 2, n1, n2)),
+        )
+    return tl.interleave(tl.interleave(k0, k2), tl.interleave(k1, k3)) != 0

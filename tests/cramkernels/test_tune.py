@@ -15,6 +15,8 @@ from cramkernels.configurations import (
     CUDA_SHORT_FORWARD,
     FORWARD,
     KEYS,
+    KINDS,
+    MASKED,
     MID_BACKWARD,
     PLAIN,
     ROWS,
@@ -48,20 +50,27 @@ def test_every_kernel_has_a_row_for_every_part():
             for head_dim in (32, 64, 128):
                 for longest in (1, 64, 65, 128, 129, 5000):
                     x = torch.zeros(1, head_dim, dtype=torch.bfloat16 if bits == 16 else torch.float32)
-                    for plain in (True, False):
-                        tiling = configurations.tiling_for(kernel, x, longest, plain)
+                    for kind in KINDS:
+                        tiling = configurations.tiling_for(kernel, x, longest, kind)
                         assert not tiling.whole or tiling.tile >= longest
                         assert tiling.tile % 16 == 0 and tiling.warps in (4, 8)
 
 
-def test_plain_calls_have_rows_of_their_own():
-    for kernel, longest, name in ((BACKWARD, 128, 128), (MID_BACKWARD, 512, 0)):
-        x = torch.zeros(1, 64, dtype=torch.bfloat16)
-        others, own = (ROWS[Key(key, 16, 64, name), 80] for key in (kernel, kernel + PLAIN))
-        assert configurations.tiling_for(kernel, x, longest) == others != own
-        assert configurations.tiling_for(kernel, x, longest, plain=True) == own
-    narrow = torch.zeros(1, 32, dtype=torch.bfloat16)
-    assert configurations.tiling_for(BACKWARD, narrow, 128, plain=True) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
+@pytest.mark.parametrize("kernel, kind, head_dim, longest, name", [
+    (BACKWARD, PLAIN, 64, 128, 128), (MID_BACKWARD, PLAIN, 64, 512, 0), (BACKWARD, MASKED, 128, 128, 0),
+    (MID_BACKWARD, MASKED, 32, 512, 0),
+])  # fmt: skip
+def test_some_kinds_of_calls_have_rows_of_their_own(kernel, kind, head_dim, longest, name):
+    x = torch.zeros(1, head_dim, dtype=torch.bfloat16)
+    others, own = (ROWS[Key(key, 16, head_dim, name), 80] for key in (kernel, kernel + kind))
+    assert configurations.tiling_for(kernel, x, longest) == others != own
+    assert configurations.tiling_for(kernel, x, longest, kind) == own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_take_the_row_for_all(kind):
+    x = torch.zeros(1, 32, dtype=torch.bfloat16)
+    assert configurations.tiling_for(BACKWARD, x, 128, kind) == ROWS[Key(BACKWARD, 16, 32, 128), 80]
 
 
 @pytest.mark.parametrize("longest", [128, 512])
@@ -183,7 +192,7 @@ def test_launchers_read_the_file_of_their_card_once(monkeypatch):
     configurations._tuned.cache_clear()
     try:
         for key in (KEY, Key(BACKWARD, 16, 64, 128)):
-            got = configurations._tiling.__wrapped__(*key, False, device, ())
+            got = configurations._tiling.__wrapped__(*key, "", device, ())
             assert got == (chosen if key == KEY else ROWS[key, 86])
         assert reads == [CARD]
     finally:

@@ -1,5 +1,6 @@
 """The table of launch configurations: every row compiles for its part and fits it, and others give the same results."""
 
+import itertools
 import re
 
 import pytest
@@ -7,7 +8,17 @@ import torch
 
 from benchmarks import tilings
 from cramkernels import configurations, tune, tuned
-from cramkernels.configurations import BACKWARD, FORWARD, MID_BACKWARD, PLAIN, ROWS, SHARED_BYTES, Key, candidates
+from cramkernels.configurations import (
+    BACKWARD,
+    FORWARD,
+    MID_BACKWARD,
+    PLAIN,
+    ROWS,
+    SHARED_BYTES,
+    Key,
+    candidates,
+    kernel_of,
+)
 from tests.cramkernels.cases import BF16, AttentionCase
 from tests.cramkernels.compare import assert_error_rule, exact, ours, plain
 from tests.simulation.cuda import SIMULATOR
@@ -23,9 +34,7 @@ OTHERS = [
     (Key(FORWARD + PLAIN, 16, 64, 0), 80),
 ]
 
-# bytes that plain calls still spill, by row
-PLAIN_SPILLS = {(Key(BACKWARD + PLAIN, 32, 128, 0), part): spilled for part, spilled in
-                {80: 40, 86: 16, 89: 16, 90: 16}.items()}  # fmt: skip
+OPTIONS = tuple(itertools.product((False, True), repeat=3))  # rotation, mask of keys, dropout
 
 
 def and_the_rest(first):
@@ -49,19 +58,26 @@ def test_every_row_compiles_and_fits(key, part):
     assert kernel.metadata.num_warps == tiling.warps and kernel.metadata.shared <= SHARED_BYTES[part]
     facts = tilings.measure(key, tiling, part)
     assert facts["warps"] >= tiling.warps, "not one program fits"
-    assert facts["spilled"] == PLAIN_SPILLS.get((key, part), 0)
+    assert facts["spilled"] == 0
 
 
 @pytest.mark.parametrize(
-    "key, part", and_the_rest([(Key(FORWARD, 16, 64, 128), 80), (Key(BACKWARD + PLAIN, 16, 128, 0), 80)]), ids=str
+    "key, part",
+    [
+        pytest.param(key, part, marks=() if (key, part) == (Key(BACKWARD, 16, 64, 128), 80) else pytest.mark.exhaustive)
+        for key, part in ROWS
+        if tilings.is_triton(key) and kernel_of(key) == key.kernel
+    ],
+    ids=str,
 )
-def test_plain_calls_spill_nothing(key, part):
-    """Without rotation the compiler makes other code of the rows that serve both, too."""
-    plain_key = key._replace(kernel=key.kernel.removesuffix(PLAIN) + PLAIN)
-    with compiled_only(part) as kernels:
-        tune.problem(plain_key, torch.device("cpu"), tilings.TOKENS)()
-    serving = configurations.key_for(key.kernel.removesuffix(PLAIN), *key[1:], plain=True)
-    assert taken(kernels[-1], part)[1] == PLAIN_SPILLS.get((serving, part), 0)
+def test_no_call_spills(key, part):
+    """Whatever its options: the compiler makes other code for each of them."""
+    spilled = {}
+    for rotated, masked, dropped in OPTIONS:
+        with compiled_only(part) as kernels:
+            tune.call(key, torch.device("cpu"), tilings.TOKENS, rotated, masked, dropped)()
+        spilled[rotated, masked, dropped] = taken(kernels[-1], part)[1]
+    assert spilled == dict.fromkeys(OPTIONS, 0)
 
 
 @pytest.mark.parametrize("key, lengths", [
@@ -76,7 +92,7 @@ def test_plain_calls_spill_nothing(key, part):
 ], ids=str)  # fmt: skip
 def test_launchers_take_another_configuration(key, lengths):
     """Other tiles, other programs, and right results."""
-    kernel = key.kernel.removesuffix(PLAIN)
+    kernel = kernel_of(key)
     rope = kernel == key.kernel
     options = (("window", 40), *((("dropout_p", 0.2), ("seed", 5)) if rope else ()))
     case = AttentionCase("attention", BF16, lengths=lengths, heads=1, head_dim=64, rope=rope, options=options)
