@@ -79,11 +79,13 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 32, 0), (120,), Tiling(128, 16, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
+    (Key(BACKWARD + MASKED, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 8, True)),
     # four warps load half of what eight do, which binds where tensor cores are fast; with more to do they spill on most
     (Key(BACKWARD, 16, 64, 128), (90,), Tiling(128, 0, 16, 2, 4, True)),
     (Key(BACKWARD, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 8, True)),
     (Key(BACKWARD + PLAIN, 16, 64, 128), (80, 86, 89, 120), Tiling(128, 0, 16, 2, 4, True)),
     (Key(BACKWARD + PLAIN, 16, 64, 128), (90,), Tiling(128, 0, 16, 1, 4, True)),
+    (Key(BACKWARD + MASKED, 16, 64, 128), AMPERE_ON, Tiling(128, 0, 16, 2, 8, True)),
     (Key(BACKWARD, 16, 64, 0), AMPERE_ON, Tiling(128, 32, 16, 2, 8)),
     # with 128 columns dK, dV and dQ of a tile are more than registers hold: sequences are cut whatever their length
     (Key(BACKWARD, 16, 128, 0), AMPERE_ON, Tiling(128, 16, 16, 2, 8)),

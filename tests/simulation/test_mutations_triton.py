@@ -38,6 +38,7 @@ SHORT = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 17, 60, 5), options=EVERY
 LONG = AttentionCase(ATTENTION, BF16, lengths=(30, 0, 140, 5), options=EVERY_OPTION, **EVERYTHING)
 LONG_CUT = AttentionCase(ATTENTION, BF16, lengths=(30, 140), options=EVERY_OPTION, **{**EVERYTHING, "head_dim": 128})
 ODD = AttentionCase(ATTENTION, BF16, lengths=(3, 128), heads=1, head_dim=32, options=(("dropout_p", 0.3), ("seed", 5)))
+WIDE = AttentionCase(ATTENTION, FP32, lengths=(20, 17), heads=1, head_dim=128)
 ROTARY = AttentionCase("rotary", BF16, lengths=(7, 0, 40), heads=3, head_dim=32, outside=(2, 5))
 # Of the reduction's kernel more than one turn; but of LOSS_TILED's 6 tiles of the vocabulary 3 to a program
 MULTIPROCESSORS = {"normalization": 36, "activation": 36, "mlm_loss": 2}
@@ -121,8 +122,10 @@ MUTANTS = [
     ("attention_tiles", "first * cos + second * sin", "first * cos - second * sin", SHORT),
     ("attention_tiles", "end = _last_start(cu_ptr, origin + TILE,", "end = _last_start(cu_ptr, origin + 2 * TILE,",
      PLAIN_SHORT),
-    ("attention_tiles", "(key_origin // 4 + tl.arange", "(tl.arange", LONG),
-    ("attention_tiles", "place == 2, w2, w3", "place == 2, w3, w2", ODD),
+    ("attention_tiles", "(first_block + tl.arange", "(tl.arange", LONG),
+    ("attention_tiles", "block + 1, limit", "block, limit", ODD),
+    ("attention_tiles", "k0, k1, k2, k3 = (", "_ = (", ODD),
+    ("attention_tiles", "y_first, y_second = _halves(y)", "y_second, y_first = _halves(y)", WIDE),
     ("rotary", "sin = -sin", "sin = sin", ROTARY),
     ("rotary", "y * cos + x * sin", "y * cos - x * sin", ROTARY),
     ("rotary", "tl.where(inside[:, None], turned_first, first)", "turned_first", ROTARY),
@@ -172,7 +175,7 @@ def test_a_planted_bug_is_caught(name, there, planted, case, tmp_path, monkeypat
     proof("planted bugs caught", {f"{name}:{there}"})
 
 
-@pytest.mark.parametrize("case", [PLAIN_SHORT, PLAIN_LONG, CUT, SHORT, LONG, LONG_CUT, ODD, ROTARY], ids=str)
+@pytest.mark.parametrize("case", [PLAIN_SHORT, PLAIN_LONG, CUT, SHORT, LONG, LONG_CUT, ODD, WIDE, ROTARY], ids=str)
 def test_without_a_bug_the_cases_pass(case, monkeypatch):
     for module in FAMILY:
         load(module, FOLDER, monkeypatch)
