@@ -75,7 +75,8 @@ def key_gradients(
     dk = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dk_second = dk
     dv = tl.zeros([TILE, D], tl.float32)
-    for query_start in tl.range(slices_start, slices_end, SLICE, num_stages=STAGES):
+    # draws of dropout have parts that no step changes: kept through the loop, they would be too many for the registers
+    for query_start in tl.range(slices_start, slices_end, SLICE, num_stages=STAGES, disable_licm=DROPOUT):
         query = query_start + tl.arange(0, SLICE)
         asked = (query >= first) & (query < last)
         query_position = positions(cu_ptr, query, asked, at_least, at_most, sequences, ROPE)
@@ -164,7 +165,7 @@ def _query_gradients(
     delta = tl.load(delta_ptr + statistic, seeing, 0.0)
     dq = tl.zeros([TILE, D // 2 if ROPE else D], tl.float32)
     dq_second = dq
-    for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=STAGES):
+    for chunk in tl.range(first // 4 * 4, last, CHUNK, num_stages=STAGES, disable_licm=DROPOUT):
         key = chunk + tl.arange(0, CHUNK)
         present = (key >= first) & (key < last)
         key_position = positions(cu_ptr, key, present, at_least, at_most, sequences, ROPE)
