@@ -90,14 +90,14 @@ def test_the_race_on_the_second_machine_is_the_committed_one():
 GLUE_ROWS = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
 
 
-def fine_tunings(name: str) -> list[dict]:
+def fine_tunings(name: str, study: str = "glue") -> list[dict]:
     """As committed, one of a task and a seed each."""
-    lines = (RESULTS / "recipes" / "glue" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (RESULTS / "recipes" / study / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def test_forty_minutes_are_the_committed_ones():
-    cells, (shown,) = cells_of("glue"), tables(section("Forty minutes, and GLUE"))
+    cells, (shown, _) = cells_of("glue"), tables(section("Forty minutes, and GLUE"))
     assert [cell["recipe"] for cell in cells] == ["crammed-bert-mini", "cram-mini"]
     assert cells[0]["processor_seconds"] == pytest.approx(cells[1]["processor_seconds"], rel=0.02)
     assert {cell["held_out"] for cell in cells} == {"e4f3bcd230f2"}
@@ -129,6 +129,29 @@ def test_fine_tuning_at_a_higher_rate_is_the_committed_one():
     assert f"is at {spread(theirs)} for the original and at {spread(ours)} for `cram-mini`" in prose
     own, original = cells_of("million")[0], cells_of("million")[-1]
     assert f"of {original['loss']:.3f} and {own['loss']:.3f} nats" in prose
+
+
+def test_the_rates_of_fine_tuning_are_the_committed_ones():
+    cells, (_, shown) = {cell["recipe"]: cell for cell in cells_of("rates")}, tables(section("Forty minutes, and GLUE"))
+    tried = [("crammed-bert-mini", "5e-4"), ("crammed-bert-mini", "1e-3")]
+    tried += [("cram-mini", "5e-4"), ("cram-mini", "2e-3"), ("cram-mini", "4e-3"), ("none", "5e-4")]
+    best: dict[str, float] = {}
+    for row, (recipe, rate) in zip(shown, tried, strict=True):
+        lines = fine_tunings(f"{recipe}-{rate}", "rates")
+        sst2 = [line for line in lines if line["task"] == "sst2"]
+        rte = [100 * line["values"]["rte"] for line in lines if line["task"] == "rte"]
+        scores = [100 * line["values"]["sst2"] for line in sst2]
+        ended = f"{median(line['train_loss'] for line in sst2):.2f}"
+        assert list(row.values()) == [
+            *(row_of(cells[recipe]) if recipe in cells else ("no pretraining", "", "", "", "")), rate, spread(scores),
+            ended, spread(rte) if rte else "",
+        ]  # fmt: skip
+        assert {line["seed"] for line in sst2} == {0, 1, 2}
+        best[recipe] = max(best.get(recipe, 0.0), median(scores))
+    assert best["cram-mini"] < best["none"] < best["crammed-bert-mini"] < best["none"] + 1.5
+    prose = re.sub(r"\s+", " ", section("Forty minutes, and GLUE"))
+    assert f"it is {cells['crammed-bert-mini']['loss'] - cells['cram-mini']['loss']:.2f} nats better" in prose
+    assert f"without any pretraining is at {spread(scores)}" in prose
 
 
 def test_the_law_is_held_against_a_later_run():
