@@ -36,7 +36,7 @@ OTHERS = [
 ]
 
 OPTIONS = tuple(itertools.product((False, True), repeat=3))  # rotation, mask of keys, dropout
-# options with which some rows of the forward still spill: dropout without a mask, where two loops draw, and one in tiles
+# with which some rows of the forward still spill: dropout without a mask, where two loops draw, and one in tiles
 # of 64 tokens on sm_86 and sm_89
 FORWARD_SPILLS = {(False, False, True), (True, False, True), (True, True, False)}
 
