@@ -45,7 +45,6 @@ MID_BACKWARD = "triton.attention_mid_backward"  # of sequences that a few tiles 
 # Of a name: rows for calls of one kind, where those for all calls are not the best of it, or spill
 PLAIN = "_plain"  # without rotation, mask and dropout: of fewer registers
 MASKED = "_masked"  # with a mask of keys or dropout: of more
-KINDS = ("", PLAIN, MASKED)
 CUDA_SHORT_FORWARD = "cuda.attention_short_forward"
 AMPERE_ON = (80, 86, 89, 90, 120)
 #            kernel, bits, D, longest      parts      tile, chunk, slice, stages, warps, whole

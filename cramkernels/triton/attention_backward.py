@@ -194,7 +194,7 @@ def _query_gradients(
     begin = tl.where(last >= 0, begin, 0)  # always; else addresses are kept in registers from the queries on
     row = begin + tl.arange(0, TILE)
     real = row < end
-    if D > 32:
+    if D > 32:  # as of keys
         position = positions(cu_ptr, row, real, at_least, at_most, sequences, ROPE)
     add_unrotated(
         dqkv_ptr + head * D, begin, real, 0, False, stride, dq * scale, dq_second * scale, cos_ptr, sin_ptr,

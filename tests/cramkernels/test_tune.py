@@ -15,7 +15,6 @@ from cramkernels.configurations import (
     CUDA_SHORT_FORWARD,
     FORWARD,
     KEYS,
-    KINDS,
     MASKED,
     MID_BACKWARD,
     PLAIN,
@@ -28,6 +27,7 @@ from cramkernels.configurations import (
 )
 
 KEY = Key(FORWARD, 16, 64, 128)
+KINDS = ("", PLAIN, MASKED)
 CARD = tuned.Card("NVIDIA GeForce RTX 3090", 86, "1.2.3")
 
 
