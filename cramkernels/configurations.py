@@ -76,6 +76,9 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 16, 32, 0), (80,), Tiling(128, 64, 16, 2, 8)),
     (Key(BACKWARD, 16, 32, 0), (86, 89, 90), Tiling(128, 32, 16, 2, 8)),
     (Key(BACKWARD, 16, 32, 0), (120,), Tiling(128, 16, 16, 2, 8)),
+    (Key(BACKWARD + MASKED, 16, 32, 0), (80, 86, 89), Tiling(128, 64, 16, 2, 8)),
+    (Key(BACKWARD + MASKED, 16, 32, 0), (90,), Tiling(128, 32, 16, 2, 8)),
+    (Key(BACKWARD + MASKED, 16, 32, 0), (120,), Tiling(128, 16, 16, 2, 8)),
     (Key(BACKWARD, 16, 64, 64), AMPERE_ON, Tiling(64, 0, 16, 2, 4, True)),
     # four warps load half of what eight do, which binds where tensor cores are fast; with more to do they spill on most
     (Key(BACKWARD, 16, 64, 128), (90,), Tiling(128, 0, 16, 2, 4, True)),

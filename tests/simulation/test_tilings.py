@@ -36,8 +36,8 @@ OTHERS = [
 ]
 
 OPTIONS = tuple(itertools.product((False, True), repeat=3))  # rotation, mask of keys, dropout
-# with which some rows of the forward still spill: dropout without a mask, where two loops draw, and one in tiles
-# of 64 tokens on sm_86 and sm_89
+# with which some rows of the forward still spill: dropout without a mask, where two loops draw, and a rotation and a
+# mask in tiles of 64 tokens of 32 columns
 FORWARD_SPILLS = {(False, False, True), (True, False, True), (True, True, False)}
 
 
