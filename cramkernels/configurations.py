@@ -52,6 +52,7 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(FORWARD, 16, 32, 64), AMPERE_ON, Tiling(64, 64, 0, 2, 4, True)),
     (Key(FORWARD + PLAIN, 16, 32, 64), (80, 86, 89), Tiling(64, 32, 0, 2, 4, True)),
     (Key(FORWARD + PLAIN, 16, 32, 64), (90, 120), Tiling(64, 64, 0, 2, 4, True)),
+    (Key(FORWARD + MASKED, 16, 32, 64), AMPERE_ON, Tiling(64, 16, 0, 2, 4, True)),
     (Key(FORWARD, 16, 32, 128), (80, 90), Tiling(128, 32, 0, 2, 4, True)),
     (Key(FORWARD, 16, 32, 128), (86, 89, 120), Tiling(128, 16, 0, 2, 4, True)),
     (Key(FORWARD, 16, 32, 0), (80,), Tiling(128, 32, 0, 2, 4)),
@@ -103,7 +104,8 @@ TABLE: tuple[tuple[Key, tuple[int, ...], Tiling], ...] = (
     (Key(BACKWARD, 32, 64, 0), AMPERE_ON, Tiling(16, 32, 16, 2, 4)),
     (Key(BACKWARD + MASKED, 32, 64, 0), (80, 86, 89, 90), Tiling(16, 32, 16, 1, 4)),
     (Key(BACKWARD + MASKED, 32, 64, 0), (120,), Tiling(16, 32, 32, 2, 4)),
-    (Key(BACKWARD, 32, 128, 0), AMPERE_ON, Tiling(16, 32, 16, 1, 8)),
+    (Key(BACKWARD, 32, 128, 0), (80, 86, 89, 120), Tiling(16, 32, 16, 1, 8)),
+    (Key(BACKWARD, 32, 128, 0), (90,), Tiling(16, 32, 16, 2, 8)),
     # a warp for each 16 rows of the tile: fewer take turns
     (Key(CUDA_SHORT_FORWARD, 16, 32, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),
     (Key(CUDA_SHORT_FORWARD, 16, 64, 128), (75, *AMPERE_ON), Tiling(128, warps=8, whole=True)),

@@ -118,17 +118,16 @@ def _attention_forward_kernel(
         highest = tl.full([TILE], float("-inf"), tl.float32)
         total = tl.zeros([TILE, PARTS], tl.float32)
         out = tl.zeros([TILE, D], tl.float32)
-        chunks, masked_chunks = first, first
+        masked_chunks = first
         if DROPOUT:
-            chunks = first // 4 * 4
-            masked_chunks = chunks
-        if not KEY_MASK:
-            if shared & (chunks == first):
+            masked_chunks = first // 4 * 4  # the keys of one draw
+        elif not KEY_MASK:  # of what these cost a loop without masks would save little, and registers do not suffice
+            if shared:
                 masked_chunks = first + (last - first) // CHUNK * CHUNK
             out, highest, total = _attend(
-                out, highest, total, q, q_second, chunks, masked_chunks, row, low, high, first, last, at_least, at_most,
+                out, highest, total, q, q_second, first, masked_chunks, row, low, high, first, last, at_least, at_most,
                 k_ptr, v_ptr, cu_ptr, cos_ptr, sin_ptr, key_mask_ptr, seed_ptr, head, sequences, stride, scale_log2,
-                threshold, False, D, CHUNK, STAGES, PRECISION, ROPE, False, DROPOUT,
+                threshold, False, D, CHUNK, STAGES, PRECISION, ROPE, False, False,
             )  # fmt: skip
         if masked_chunks < last:
             if not ROPE:  # no earlier: the loop above has no registers to keep them

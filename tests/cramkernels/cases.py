@@ -279,6 +279,15 @@ KERNEL_ATTENTION_CASES = [
     case for case in KERNEL_ATTENTION_CASES if case.dtype != FP32 or case not in SEES_ITSELF_CASES
 ]
 LONG_ATTENTION_CASES = [case for case in LONG_ATTENTION_CASES if case.dtype != FP32 or case not in SEES_ITSELF_CASES]
+# Rows of Triton's table of configurations that no case above reaches
+CUT, CUT_OFTEN = dict(lengths=(3, 150, 30), heads=1), dict(lengths=(520, 28), heads=1)
+LONG_ATTENTION_CASES += [
+    AttentionCase("attention", BF16, **HALF_TILE | {"head_dim": 32}, **ALL_OPTIONS),
+    AttentionCase("attention", BF16, **CUT, head_dim=32, **ALL_OPTIONS),
+    AttentionCase("attention", BF16, **CUT, head_dim=128, rope=True),
+    AttentionCase("attention", BF16, **CUT_OFTEN, head_dim=32, rope=True),
+    AttentionCase("attention", BF16, **CUT_OFTEN, head_dim=32, **ALL_OPTIONS),
+]
 KERNEL_ROTARY_CASES = [
     AttentionCase("rotary", dtype, lengths=(7, 0, 150, 33), heads=3, head_dim=width, outside=(2, 5))
     for width in (32, 64, 128)

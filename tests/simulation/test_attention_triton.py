@@ -4,7 +4,10 @@ import pytest
 import torch
 
 import cramkernels
+from benchmarks import tilings
+from cramkernels import configurations
 from cramkernels.attention import attention_with_lse
+from cramkernels.dispatch import simulate_backend
 from tests.cramkernels import oracle
 from tests.cramkernels.cases import (
     BF16,
@@ -63,6 +66,24 @@ MID_CASES = [
 @pytest.mark.parametrize("case", [*MID_CASES[:2], pytest.param(MID_CASES[2], marks=pytest.mark.exhaustive)], ids=str)
 def test_the_backward_of_several_tiles_is_one_kernel(case, proof):
     assert set(run(case, 80, proof).symbols()) == {"_attention_forward_kernel", "_attention_backward_mid_kernel"}
+
+
+def test_every_row_of_the_table_has_a_case(monkeypatch):
+    """What is launched for each case is recorded here, not executed."""
+    from cramkernels.triton import attention as launchers
+
+    def out_and_lse(qkv, *_):
+        return torch.zeros_like(qkv[:, 0]), torch.zeros(qkv.shape[2], len(qkv))
+
+    chosen = set()
+    monkeypatch.setattr(configurations, "_tiling", lambda *call: chosen.add(configurations.key_for(*call[:5])))
+    monkeypatch.setattr(launchers.forward, "attention_forward", out_and_lse)
+    monkeypatch.setattr(launchers.backward, "attention_backward", lambda _, qkv, *__: torch.zeros_like(qkv))
+    monkeypatch.setattr(launchers.mid_backward, "attention_mid_backward", lambda _, qkv, *__: torch.zeros_like(qkv))
+    with simulate_backend("triton"):
+        for case in (*CASES, *MID_CASES):
+            ours(case, case.arguments())
+    assert not [key for key in configurations.KEYS if tilings.is_triton(key) and key not in chosen]
 
 
 def test_longer_sequences_are_cut(proof):
