@@ -120,7 +120,7 @@ def _attention_forward_kernel(
         out = tl.zeros([TILE, D], tl.float32)
         masked_chunks = first
         if DROPOUT:
-            masked_chunks = first // 4 * 4  # the keys of one draw
+            masked_chunks = first // 4 * 4  # keys that begin within a draw of four take two
         elif not KEY_MASK:  # of what these cost a loop without masks would save little, and registers do not suffice
             if shared:
                 masked_chunks = first + (last - first) // CHUNK * CHUNK
