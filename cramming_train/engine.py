@@ -202,8 +202,6 @@ class Trainer:
             dropout_seed = torch.full((), seed, dtype=torch.int64, device=self.device)
         arguments = (batch.ids_T, batch.labels_M, batch.positions_M, cu_seqlens, max_seqlen)
         options = {"dropout_seed": dropout_seed, "grad_scale": self.precision.scale}
-        if self.training.z_loss:
-            options["z_loss"] = self.training.z_loss
         if plan.window is not None:
             options["window"] = plan.window
         return arguments, options

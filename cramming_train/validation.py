@@ -50,7 +50,7 @@ def held_out_loss(
         cu_seqlens, max_seqlen = sequence_boundaries(ids_BS, document_attention=model.architecture.document_attention)
         with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
             result = model(ids_T, labels_M, positions_M, cu_seqlens.to(device), max_seqlen, window=window)
-        loss_sum += (result.loss - result.z_loss).double() * labels_M.numel()
+        loss_sum += result.loss.double() * labels_M.numel()
         correct += result.num_correct
     model.train(was_training)
     predicted = total * counts.masked

@@ -9,7 +9,8 @@ from statistics import mean, median
 import pytest
 
 from cramming_train.rates import tabulated
-from cramming_train.scaling import Size, batch_rows, choose, laws
+from cramming_train.recipes import get_recipe
+from cramming_train.scaling import Size, choose, laws
 from cramming_train.study.table import crossing
 from tests.test_docs import PAGES, RESULTS, tables
 
@@ -40,13 +41,7 @@ def test_the_race_is_the_committed_one():
     code = json.loads((RESULTS / "recipes" / "original" / "code.json").read_text(encoding="utf-8"))
     cells, (shown, _) = cells_of("original"), tables(section("Against the original recipe"))
     assert {cell["held_out"] for cell in (code, *cells, *cells_of("screening"))} == {"e4f3bcd230f2"}
-    assert [list(row.values()) for row in shown] == [
-        [
-            run["label"] + (f", seed {run['seed']}" if run["label"] == "cram-mini" else ""), f"{run['tokens']:,}",
-            f"{run['loss']:.3f}", f"{100 * run['accuracy']:.1f} %", f"{run['processor_seconds']:,.0f}",
-        ]
-        for run in (code, *cells)
-    ]  # fmt: skip
+    assert [list(row.values()) for row in shown] == rows_of([code, *cells])
     ours = [cell for cell in cells if cell["label"] == "cram-mini"]
     best = min((code, *(cell for cell in cells if cell not in ours)), key=lambda run: run["loss"])
     assert len({cell["seed"] for cell in ours}) == 3 and max(cell["loss"] for cell in ours) < best["loss"]
@@ -59,17 +54,36 @@ def test_the_race_is_the_committed_one():
     assert "but in blocks 0 and 3" in cells_of("screening")[-2]["label"] and f"after {passed:,.0f} tokens" in prose
 
 
-def row_of(run: dict) -> list[str]:
-    """Of a table of runs; seeds are told apart where there are several."""
-    seed = f", seed {run['seed']}" if run["label"] == "cram-mini" and run["budget_tokens"] == 163840 else ""
-    shown = f"{run['loss']:.3f}", f"{100 * run['accuracy']:.1f} %", f"{run['processor_seconds']:,.0f}"
-    return [run["label"] + seed, f"{run['tokens']:,}", *shown]
+def rows_of(runs: list[dict]) -> list[list[str]]:
+    """A table of runs; seeds are told apart where a label has several."""
+    labels = [run["label"] for run in runs]
+    return [
+        [
+            run["label"] + (f", seed {run['seed']}" if labels.count(run["label"]) > 1 else ""), f"{run['tokens']:,}",
+            f"{run['loss']:.3f}", f"{100 * run['accuracy']:.1f} %", f"{run['processor_seconds']:,.0f}",
+        ]
+        for run in runs
+    ]  # fmt: skip
+
+
+def test_short_runs_with_decay_are_the_committed_ones():
+    """Higher than without, and still below the original's best after twelve times the tokens."""
+    cells, others = cells_of("short"), cells_of("original")
+    without = {cell["seed"]: cell["loss"] for cell in others if cell["label"] == "cram-mini"}
+    more = [cell["loss"] - without[cell["seed"]] for cell in cells]
+    best = min(cell["loss"] for cell in others if cell["label"] != "cram-mini")
+    assert [cell["tokens"] for cell in cells] == [163840] * 3 and max(cell["loss"] for cell in cells) < best
+    prose = re.sub(r"\s+", " ", section("Against the original recipe"))
+    assert "at {:.3f}, {:.3f} and {:.3f}".format(*(cell["loss"] for cell in cells)) in prose
+    assert f"{min(more):.2f} to {max(more):.2f} higher" in prose
+    seconds = [cell["processor_seconds"] for cell in cells]
+    assert f"after {min(seconds):.0f} to {max(seconds):.0f} s" in prose
 
 
 def test_the_race_on_the_second_machine_is_the_committed_one():
     """At every shape ours ends below the best of the original recipe that was run there, in less of its time."""
     cells, (_, shown) = cells_of("race"), tables(section("Against the original recipe"))
-    assert [list(row.values()) for row in shown] == [row_of(cell) for cell in cells]
+    assert [list(row.values()) for row in shown] == rows_of(cells)
     assert {cell["held_out"] for cell in cells} == {"e4f3bcd230f2"}
     ours = [cell for cell in cells if cell["label"] == "cram-mini"]
     theirs = [cell for cell in cells if cell["label"].startswith("crammed-bert-mini, batch")]
@@ -97,7 +111,7 @@ def fine_tunings(name: str, study: str = "glue") -> list[dict]:
 
 
 def test_forty_minutes_are_the_committed_ones():
-    cells, (shown, _) = cells_of("glue"), tables(section("Forty minutes, and GLUE"))
+    cells, (shown, *_) = cells_of("glue"), tables(section("Forty minutes, and GLUE"))
     assert [cell["recipe"] for cell in cells] == ["crammed-bert-mini", "cram-mini"]
     assert cells[0]["processor_seconds"] == pytest.approx(cells[1]["processor_seconds"], rel=0.02)
     assert {cell["held_out"] for cell in cells} == {"e4f3bcd230f2"}
@@ -109,7 +123,7 @@ def test_forty_minutes_are_the_committed_ones():
             assert row[name] == spread([scores[task, seed] for seed in range(3)])
         assert row["mean"] == spread([mean(scores[task, seed] for task in GLUE_ROWS) for seed in range(3)])
         assert row["mean"] in prose
-        assert [row[""], *list(row.values())[1:5]] == row_of(cell)
+        assert [row[""], *list(row.values())[1:5]] == rows_of([cell])[0]
     passed = [cell for cell in cells_of("race") if cell["label"] == "cram-mini"]
     assert max(cell["loss"] for cell in passed) < cells[0]["loss"]
     ends = [median(x["train_loss"] for x in fine_tunings(cell["recipe"]) if x["task"] == "stsb") for cell in cells]
@@ -131,37 +145,87 @@ def test_fine_tuning_at_a_higher_rate_is_the_committed_one():
     assert f"of {original['loss']:.3f} and {own['loss']:.3f} nats" in prose
 
 
+ORIGINAL, OURS, DECAYED = "crammed-bert-mini, batch 32, 2e-3", "cram-mini", "weight decay 0.5"
+BATCH = "weight decay 0.5, batch 32"
+FINE_TUNED = (  # label, file, rates
+    (ORIGINAL, "crammed-bert-mini", ("5e-4", "1e-3")),
+    (OURS, "cram-mini", ("5e-4", "2e-3", "4e-3")),
+    (DECAYED, "cram-mini-decay", ("5e-4", "2e-3")),
+    (BATCH, "cram-mini-batch", ("5e-4",)),
+    ("crammed-bert-mini, no pretraining", "none-crammed-bert-mini", ("5e-4",)),
+    ("cram-mini, no pretraining", "none-cram-mini", ("5e-4", "2e-3")),
+)
+
+
 def test_the_rates_of_fine_tuning_are_the_committed_ones():
-    cells, (_, shown) = {cell["recipe"]: cell for cell in cells_of("rates")}, tables(section("Forty minutes, and GLUE"))
-    tried = [("crammed-bert-mini", "5e-4"), ("crammed-bert-mini", "1e-3")]
-    tried += [("cram-mini", "5e-4"), ("cram-mini", "2e-3"), ("cram-mini", "4e-3"), ("none", "5e-4")]
-    best: dict[str, float] = {}
-    for row, (recipe, rate) in zip(shown, tried, strict=True):
-        lines = fine_tunings(f"{recipe}-{rate}", "rates")
-        sst2 = [line for line in lines if line["task"] == "sst2"]
-        rte = [100 * line["values"]["rte"] for line in lines if line["task"] == "rte"]
+    cells, (_, shown, *_) = {c["label"]: c for c in cells_of("rates")}, tables(section("Forty minutes, and GLUE"))
+    tried = [(label, file, rate) for label, file, rates in FINE_TUNED for rate in rates]
+    medians: dict[str, list[float]] = {}
+    for row, (label, file, rate) in zip(shown, tried, strict=True):
+        sst2 = [line for line in fine_tunings(f"{file}-{rate}", "rates") if line["task"] == "sst2"]
         scores = [100 * line["values"]["sst2"] for line in sst2]
+        run = rows_of([cells[label]])[0] if label in cells else [label, "", "", "", ""]
         ended = f"{median(line['train_loss'] for line in sst2):.2f}"
-        assert list(row.values()) == [
-            *(row_of(cells[recipe]) if recipe in cells else ("no pretraining", "", "", "", "")), rate, spread(scores),
-            ended, spread(rte) if rte else "",
-        ]  # fmt: skip
-        assert {line["seed"] for line in sst2} == {0, 1, 2}
-        best[recipe] = max(best.get(recipe, 0.0), median(scores))
-    assert best["cram-mini"] < best["none"] < best["crammed-bert-mini"] < best["none"] + 1.5
+        assert list(row.values()) == [*run, rate, spread(scores), ended]
+        assert [line["seed"] for line in sst2] == [0, 1, 2]
+        medians.setdefault(label, []).append(median(scores))
+    fresh, learned = medians["cram-mini, no pretraining"][0], medians[DECAYED][0]
+    assert max(medians[OURS]) < fresh < learned
     prose = re.sub(r"\s+", " ", section("Forty minutes, and GLUE"))
-    assert f"{cells['crammed-bert-mini']['loss'] - cells['cram-mini']['loss']:.2f} nats better" in prose
-    assert f"without any pretraining is at {spread(scores)}" in prose
+    assert f"is at {learned:.1f}: {learned - medians[OURS][0]:.1f} points more" in prose
+    assert f"and {learned - fresh:.1f} above no pretraining" in prose
+    fewer, more = cells[DECAYED], cells[BATCH]
+    assert f"32 rows end {fewer['loss'] - more['loss']:.2f} below 8" in re.sub(r"\s+", " ", section("What helped"))
 
 
-def test_the_law_is_held_against_a_later_run():
-    later, (law, others) = cells_of("glue")[1], laws()
-    said = sorted(other.loss(Size(4, 256).parameters, later["tokens"]) for other in others)
-    low, high = said[2], said[-3]  # nine of ten
+def test_five_tasks_at_the_better_rate_are_the_committed_ones():
+    """After equal times: of 40 minutes, to a sixth."""
+    cells, (_, _, shown, _) = {c["label"]: c for c in cells_of("rates")}, tables(section("Forty minutes, and GLUE"))
+    prose, means = re.sub(r"\s+", " ", section("Forty minutes, and GLUE")), []
+    for row, (label, file) in zip(shown, ((ORIGINAL, "crammed-bert-mini"), (BATCH, "cram-mini-batch")), strict=True):
+        lines = fine_tunings(f"{file}-5e-4", "rates")
+        scores = {(line["task"], line["seed"]): 100 * line["values"][line["task"]] for line in lines}
+        means.append([mean(scores[task, seed] for task in GLUE_ROWS) for seed in range(3)])
+        tasks = [spread([scores[task, seed] for seed in range(3)]) for task in GLUE_ROWS]
+        _, _, loss, _, seconds = rows_of([cells[label]])[0]
+        assert list(row.values()) == [label, loss, seconds, *tasks, spread(means[-1])]
+        assert spread(means[-1]) in prose
+        capped = {(line["task"], line["rows"]["train"]) for line in lines if line["capped_from"] is not None}
+        assert capped == {("cola", 2000), ("sst2", 2000)}
+    assert cells[BATCH]["processor_seconds"] < cells[ORIGINAL]["processor_seconds"]
+    original, ours = means
+    assert median(ours) < median(original) and min(original) < max(ours), "it says: not better, and ranges meet"
+    assert f"{spread(original)} for the original and {spread(ours)} for ours" in prose
+    assert f"is {cells[ORIGINAL]['loss'] - cells[BATCH]['loss']:.2f} nats better" in prose
+
+
+def test_the_probes_are_the_committed_ones():
+    cells, (*_, shown) = cells_of("rates"), tables(section("Forty minutes, and GLUE"))
+    labels = {f"{cell['recipe']}-{cell['mark']}-seed{cell['seed']}": cell for cell in cells}
+    found: dict[str, dict[str, float]] = {}
+    for line in fine_tunings("probe", "rates"):
+        cell = labels[line["run"]]
+        label = cell["label"] if line["weights"] == "pretrained" else f"{cell['recipe']}, no pretraining"
+        found.setdefault(label, {})[line["vectors"]] = line["accuracy"]
+        assert line["rows"] == 2000
+    assert [list(row.values()) for row in shown] == [
+        [label, *(f"{accuracy:.1f}" for accuracy in vectors.values())] for label, vectors in found.items()
+    ]
+    words = [vectors["embedding"] for label, vectors in found.items() if "no pretraining" not in label]
+    fresh = found["cram-mini, no pretraining"]["embedding"]
+    assert 1.5 < min(words) - fresh < max(words) - fresh < 3.5
+
+
+def test_the_law_is_held_against_later_runs():
+    law, others = laws()
     prose = re.sub(r"\s+", " ", section("How large, for a budget"))
-    figures = f"{law.loss(Size(4, 256).parameters, later['tokens']):.2f} ({low:.2f} to {high:.2f})"
-    assert f"{figures}, the run ended at {later['loss']:.3f}" in prose and later["overrides"] == []
-    assert f"where the rule would give {batch_rows(later['tokens'], 128)}" in prose
+    batch = next(cell for cell in cells_of("rates") if cell["label"] == BATCH)
+    for later, words in ((cells_of("glue")[1], "of 8 rows ended at"), (batch, "of 32, with decay, ended at")):
+        said = sorted(other.loss(Size(4, 256).parameters, later["tokens"]) for other in others)
+        low, high = said[2], said[-3]  # nine of ten
+        assert f"{law.loss(Size(4, 256).parameters, later['tokens']):.2f} ({low:.2f} to {high:.2f})" in prose
+        assert f"{words} {later['loss']:.3f}" in prose
+    assert batch["loss"] < low and "training.batch_size=32" in batch["overrides"]
 
 
 def spread(values: list[float]) -> str:
@@ -171,15 +235,28 @@ def spread(values: list[float]) -> str:
 
 def test_the_levers_are_the_committed_ones():
     cells, (shown,) = cells_of("levers"), tables(section("What did not"))
-    assert [list(row.values()) for row in shown] == [[*row_of(cell)[:1], *row_of(cell)[2:]] for cell in cells]
+    assert [list(row.values()) for row in shown] == [[row[0], *row[2:]] for row in rows_of(cells)]
     assert {(cell["budget_tokens"], cell["held_out"], cell["seed"]) for cell in cells} == {(327680, "e4f3bcd230f2", 0)}
 
 
 def test_the_runs_of_a_million_tokens_are_the_committed_ones():
+    """And each seed with decay ends below each without."""
     cells, (shown,) = cells_of("million"), tables(section("At a million tokens"))
-    assert [list(row.values()) for row in shown] == [row_of(cell) for cell in cells]
-    assert {(cell["held_out"], cell["seed"]) for cell in cells} == {("e4f3bcd230f2", 0)}
+    assert [list(row.values()) for row in shown] == rows_of(cells)
+    assert {cell["held_out"] for cell in cells} == {"e4f3bcd230f2"}
     assert {cell["budget_tokens"] for cell in cells if cell["recipe"] == "cram-mini"} == {1000000}
+    plain, decayed = ([c for c in cells if c["label"] == label] for label in ("cram-mini", "weight decay 0.5"))
+    assert decayed[0]["overrides"] == [f"training.weight_decay={get_recipe('cram-mini').training.weight_decay}"]
+    without, ended = ([cell["loss"] for cell in runs] for runs in (plain, decayed))
+    assert len(ended) == len(without) == 3 and max(ended) < min(without)
+    prose = re.sub(r"\s+", " ", section("At a million tokens"))
+    assert f"medians of {median(ended):.3f} and {median(without):.3f}" in prose
+    assert f"seeds {max(ended) - min(ended):.2f} and {max(without) - min(without):.2f} apart" in prose
+    own, decayed_longer = (c for c in cells_of("rates") if c["label"] in ("cram-mini", "weight decay 0.5"))
+    assert f"it is {decayed_longer['loss']:.3f} against {own['loss']:.3f}" in prose
+    brief, strong = (c for c in cells_of("levers") if c["label"] in ("cram-mini", "weight decay 1.5"))
+    costs = f"{strong['loss'] - brief['loss']:.2f} in {strong['optimizer_steps']} steps"
+    assert f"{costs} ({strong['loss']:.3f} against {brief['loss']:.3f})" in prose
 
 
 def test_the_scaling_runs_and_the_law_are_the_committed_ones():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear, rms_norm
+from torch.nn.functional import gelu, linear
 
 from cramkernels import attention, geglu
 from cramming_train.model.dropout import DropoutSeeds
@@ -44,8 +44,6 @@ class Block(nn.Module):
         """Attention before its output projection, [T, N]; of ``window`` and the block's own the narrower counts."""
         a = self.architecture
         qkv_T3HD = linear(y_TN, self.qkv.weight, self.qkv.bias).view(-1, 3, a.heads, a.head_dim)
-        if a.qk_norm:  # Henry et al. 2020, "Query-key normalization for transformers", with RMS in place of L2
-            qkv_T3HD = torch.cat([rms_norm(qkv_T3HD[:, :2], (a.head_dim,)), qkv_T3HD[:, 2:]], dim=1)
         if window is None or self.window is not None and self.window < window:
             window = self.window
         dropout = seeds.options(a.attention_dropout)

@@ -47,22 +47,15 @@ class MaskedLM(nn.Module):
         *,
         dropout_seed: int | torch.Tensor | None = None,
         grad_scale: torch.Tensor | None = None,
-        z_loss: float = 0.0,
         window: int | None = None,
     ) -> MLMLoss:
-        """Loss at the masked positions. For ``grad_scale`` (the loss scaler's) and ``z_loss`` see
-        :func:`cramkernels.mlm_loss`, for the rest :meth:`Encoder.forward`."""
+        """Loss at the masked positions. For ``grad_scale`` (the loss scaler's) see :func:`cramkernels.mlm_loss`, for
+        the rest :meth:`Encoder.forward`."""
         hidden_MN = self.encoder(
             ids_T, cu_seqlens, max_seqlen, positions_M=positions_M, dropout_seed=dropout_seed, window=window
         )
-        return mlm_loss(
-            self._transformed(hidden_MN),
-            self._decoder,
-            labels_M,
-            bias=self.decoder_bias,
-            grad_scale=grad_scale,
-            z_loss=z_loss,
-        )
+        transformed_MN = self._transformed(hidden_MN)
+        return mlm_loss(transformed_MN, self._decoder, labels_M, bias=self.decoder_bias, grad_scale=grad_scale)
 
     def logits(self, hidden_MN: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits [M, V] of hidden states."""

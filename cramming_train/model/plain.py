@@ -87,8 +87,6 @@ class _Plain:
         rows, length, _ = y_BSN.shape
         qkv = block.qkv(y_BSN).view(rows, length, 3, self.a.heads, self.a.head_dim)
         q, k, v = (part.squeeze(2).transpose(1, 2) for part in qkv.split(1, dim=2))
-        if self.a.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         if self.a.positions == "rope":
             q, k = self._rotated(q), self._rotated(k)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._visible(block))

@@ -74,24 +74,16 @@ class Together(torch.optim.Optimizer):
 
 
 def _adam(named: dict[str, nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """torch's fused optimizer, a group for each (learning rate, weight decay)."""
-    groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in named.items():
-        decay = training.weight_decay if decays(name) else 0.0
-        share = _learning_rate(name, training) / training.peak_lr
-        group = groups.setdefault((share, decay), {"params": [], "weight_decay": decay, "lr_share": share})
-        group["params"].append(parameter)
+    """torch's fused optimizer, with a group of what is decayed and one of what is not."""
+    decayed = [parameter for name, parameter in named.items() if decays(name)]
+    rest = [parameter for name, parameter in named.items() if not decays(name)]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, training.weight_decay), (rest, 0.0))
+        if parameters
+    ]
     kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    ordered = sorted(groups.values(), key=lambda group: -group["weight_decay"])
-    return kind(ordered, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
-
-
-def _learning_rate(name: str, training: Training) -> float:
-    if "embedding." in name and training.embedding_lr is not None:
-        return training.embedding_lr
-    if name.startswith(("transform.", "decoder_bias")) and training.head_lr is not None:
-        return training.head_lr
-    return training.peak_lr
+    return kind(groups, lr=training.peak_lr, betas=tuple(training.betas), eps=training.eps, fused=True)
 
 
 def _blocks(name: str) -> int:

@@ -30,7 +30,6 @@ class Architecture:
     positions: str = "learned"  # "learned", "scaled-sinusoidal" or "rope"
     max_length: int = 128  # of learned positions and of the tables for the others
     rope_base: float = 10000.0
-    qk_norm: bool = False  # queries and keys of every head over their root mean square
     linear_bias: bool = True
     norm_eps: float = 1e-12
     head_transform: bool = True  # dense -> GELU -> LN before the decoder

@@ -28,8 +28,6 @@ class Training:
     matrix_lr: float = 0.02  # of Muon: the spectral norm of a step
     matrix_interval: int = 1  # of Muon: it moves in each n-th step, n times as far; small batches need no more
     momentum: float = 0.95  # of Muon
-    embedding_lr: float | None = None  # None: peak_lr
-    head_lr: float | None = None  # of the head transform and the decoder's bias; None: peak_lr
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-12
     weight_decay: float = 0.01
@@ -48,7 +46,6 @@ class Training:
     keep_share: float = 0.1  # of the masked positions, shown unchanged
     averaging: str = "none"  # "window" or "ema": a run ends with a mean of its last weights, ...
     averaging_share: float = 0.1  # ... of so much of the budget, or (ema) that old in relation to the run so far
-    z_loss: float = 0.0  # weight of the mean squared log-sum-exp of the logits
     unigram_bias: bool = False  # the decoder's bias starts at the log-frequencies of the tokens, counted on the clock
     dropout: bool = False
     precision: str = "fp16"  # on a GPU: "fp32", "fp16" (with gradient scaling) or "bf16"; a CPU runs fp32
@@ -60,12 +57,11 @@ class Training:
         check_choice(self, precision=("fp32", "fp16", "bf16"), compile=("on", "off", "auto"))
         check_positive(self, "peak_lr", "eps", "batch_size", "micro_batch_size", "masking_rate", "masking_rate_final")
         check_positive(self, "matrix_lr", "matrix_interval", "averaging_share")
-        check_positive_or_none(self, "embedding_lr", "head_lr", "first_window")
+        check_positive_or_none(self, "first_window", "grad_clip")
         check_share(self, "momentum", "averaging_share")
         check_share(self, "warmup", "masking_rate", "masking_rate_final", "random_share", "keep_share")
         check_betas(self)
-        check_not_negative(self, "weight_decay", "z_loss")
-        check_positive_or_none(self, "grad_clip")
+        check_not_negative(self, "weight_decay")
         if not 0 < self.cooldown <= 1 - self.warmup:
             raise ValueError(f"training.cooldown: got {self.cooldown}, want more than 0, at most 1 - warmup")
         if not 0 <= self.batch_ramp <= 1:
@@ -79,6 +75,7 @@ class Training:
 _CRAM: dict[str, Any] = {
     "optimizer": "muon",
     "peak_lr": 2e-3,
+    "weight_decay": 0.5,  # without, Muon's matrices grow until fine-tuning hardly moves them
     "schedule": "linear",
     "warmup": 0.02,
     "unigram_bias": True,

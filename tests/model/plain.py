@@ -58,8 +58,6 @@ class PlainMaskedLM:
         rows, length, _ = x_BSN.shape
         qkv = self.linear(f"{name}.qkv", x_BSN).view(rows, length, 3, self.a.heads, self.a.head_dim)
         q, k, v = (qkv[:, :, part].transpose(1, 2) for part in range(3))
-        if self.a.qk_norm:
-            q, k = (x / x.square().mean(-1, keepdim=True).add(torch.finfo(x.dtype).eps).sqrt() for x in (q, k))
         if self.a.positions == "rope":
             q, k = (rotated(x, self.position_BS, self.a.rope_base) for x in (q, k))
         mixed = self.mix(q, k, v, self.visible(int(name.split(".")[2])).unsqueeze(1))

@@ -24,8 +24,6 @@ VARIANTS = {
     "head transform without biases": small("bert-base", linear_bias=False, decoder_bias=False),
     "no norm before the first attention": small("bert-base", norm="pre", first_attention_norm=False),
     "no norm before the first attention, one layer": small("crammed-bert", first_attention_norm=False, layers=1),
-    "normalised queries and keys": small("bert-base", qk_norm=True),
-    "normalised queries and keys, rope": small("cram", qk_norm=True),
     "one layer, one head": small("crammed-bert", layers=1, heads=1),
 }
 CASES = {**{name: small(name) for name in ARCHITECTURES}, **VARIANTS}

@@ -1,7 +1,5 @@
 """Which parameters decay, with what settings, and that a step is the published one."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -91,20 +89,6 @@ def test_three_steps_by_hand(name):
         optimizer.step()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-9, atol=1e-12, msg=f"{name} {step}")
-
-
-def test_learning_rates_of_their_own():
-    """Embedding, head and the rest, each decayed or not: every parameter in one group."""
-    training = dataclasses.replace(TRAININGS["bert-o4"], embedding_lr=4e-3, head_lr=5e-4)
-    model = random_model(small("bert-base"), dtype=torch.float32)
-    optimizer = build_optimizer(model, training)
-    set_learning_rate(optimizer, 1e-4, 0)  # a tenth of the peak
-    found = {name: group["lr"] for group in optimizer.param_groups for name in names_in(model, group)}
-    assert found.keys() == dict(model.named_parameters()).keys()
-    for name, lr in found.items():
-        kind = 4e-4 if "embedding." in name else 5e-5 if name.startswith(("transform", "decoder_bias")) else 1e-4
-        assert lr == pytest.approx(kind), name
-    assert len({id(p) for group in optimizer.param_groups for p in group["params"]}) == len(found)
 
 
 def test_the_learning_rate_is_that_of_all_groups():

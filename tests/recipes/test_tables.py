@@ -10,7 +10,7 @@ from cramming_train.recipes import ARCHITECTURES, BUNDLES, DATASETS, EVALUATIONS
 ARCHITECTURE = {
     "gate": "second", "max_length": 128, "rope_base": 10000.0, "norm_eps": 1e-12, "init_std": 0.02, "dropout": 0.1,
     "attention_dropout": 0.1, "embedding_dropout": 0.1, "document_attention": False, "window": None,
-    "global_every": None, "first_attention_norm": True, "output_init": "normal", "qk_norm": False,
+    "global_every": None, "first_attention_norm": True, "output_init": "normal",
 }  # fmt: skip
 CRAMMED = {
     **ARCHITECTURE, "ffn": "geglu", "norm": "pre", "final_norm": True, "positions": "scaled-sinusoidal",
@@ -46,7 +46,7 @@ ADAMW = {
     "optimizer": "adamw", "betas": (0.9, 0.98), "eps": 1e-12, "weight_decay": 0.01, "grad_clip": None, "warmup": 0.0,
     "batch_ramp": 0.0, "micro_batch_size": 128, "random_share": 0.1, "keep_share": 0.1, "dropout": False,
     "precision": "fp16", "compile": "auto", "cuda_graph": True, "matrix_lr": 0.02, "momentum": 0.95,
-    "matrix_interval": 1, "embedding_lr": None, "head_lr": None, "cooldown": 0.4, "z_loss": 0.0, "unigram_bias": False,
+    "matrix_interval": 1, "cooldown": 0.4, "unigram_bias": False,
     "first_window": None, "window_growth": 0.5, "averaging": "none", "averaging_share": 0.1,
 }  # fmt: skip
 QUARTER = {"masking_rate": 0.25, "masking_rate_final": 0.25}
@@ -62,11 +62,11 @@ EXPECTED_TRAININGS = {
     },
     "cram": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
-        "batch_size": 512, "unigram_bias": True,
+        "batch_size": 512, "unigram_bias": True, "weight_decay": 0.5,
     },
     "cram-mini": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
-        "batch_size": 8, "micro_batch_size": 8, "matrix_interval": 2, "unigram_bias": True,
+        "batch_size": 8, "micro_batch_size": 8, "matrix_interval": 2, "unigram_bias": True, "weight_decay": 0.5,
     },
     "bert-o3": {
         **ADAMW, "peak_lr": 1e-3, "schedule": "triangle", "batch_size": 4096, "batch_ramp": 0.5, "grad_clip": 0.5,

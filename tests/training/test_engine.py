@@ -135,19 +135,6 @@ def test_a_mean_of_weights_changes_nothing_before_the_end(small_data, kind):
     torch.testing.assert_close(weights(averaged), torch.tensor(shares) @ torch.stack(passed))
 
 
-def test_z_loss_is_a_part_of_the_loss(small_data):
-    """Its weight times the mean squared log-sum-exp of the logits (Chowdhery et al. 2022)."""
-    plain, penalised = trainer(small_data), trainer(small_data, dataclasses.replace(TRAINING, z_loss=0.01))
-    losses = []
-    for t in (plain, penalised):
-        arguments, options = t.micro_batch_inputs(t.plan(0.5), 0)
-        losses.append(t.micro_step(arguments, options, torch.ones(()))[0])
-    ids_T, _, positions_M, cu_seqlens, longest = arguments
-    with torch.no_grad():
-        logits = plain.model.logits(plain.model.encoder(ids_T, cu_seqlens, longest, positions_M=positions_M))
-    torch.testing.assert_close(losses[1] - losses[0], 0.01 * logits.logsumexp(1).square().mean(), rtol=1e-4, atol=0)
-
-
 def test_clipping_bounds_the_step_but_reports_the_norm(small_data):
     t = trainer(small_data, dataclasses.replace(TRAINING, grad_clip=1e-3))
     seen = []

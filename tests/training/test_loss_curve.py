@@ -16,7 +16,7 @@ from tests.training.test_engine import TRAINING, never, trainer
 STEPS = 200
 
 
-def eager(hidden_MN, weight_VN, labels_M, *, bias, grad_scale, z_loss=0.0):
+def eager(hidden_MN, weight_VN, labels_M, *, bias, grad_scale):
     """What mlm_loss computes for the trainer, in plain PyTorch; on a CPU there is no scaler."""
     assert grad_scale is None
     loss = F.cross_entropy(F.linear(hidden_MN, weight_VN, bias), labels_M)
