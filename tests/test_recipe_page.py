@@ -259,6 +259,16 @@ def test_the_runs_of_a_million_tokens_are_the_committed_ones():
     assert f"{costs} ({strong['loss']:.3f} against {brief['loss']:.3f})" in prose
 
 
+def test_decay_in_larger_batches_is_the_committed_one():
+    (none, tenth), folder = cells_of("small"), RESULTS / "recipes" / "small"
+    half = json.loads((folder / "six_minutes.json").read_text(encoding="utf-8"))
+    assert half["recipe"]["training"]["weight_decay"] == 0.5 and half["recipe"]["training"]["batch_size"] == 32
+    assert half["tokens"] == none["tokens"] == tenth["tokens"]
+    prose = re.sub(r"\s+", " ", section("At a million tokens"))
+    assert f"end at {half['validation_loss']:.3f} with 0.5, after {half['tokens']:,} tokens" in prose
+    assert f"with 0.1 at {tenth['loss']:.3f}, with 0.01 at {none['loss']:.3f}" in prose
+
+
 def test_the_scaling_runs_and_the_law_are_the_committed_ones():
     cells, (shown, _) = cells_of("scaling"), tables(section("How large, for a budget"))
     law, _ = laws()

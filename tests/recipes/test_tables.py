@@ -62,7 +62,7 @@ EXPECTED_TRAININGS = {
     },
     "cram": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
-        "batch_size": 512, "unigram_bias": True, "weight_decay": 0.5,
+        "batch_size": 512, "unigram_bias": True, "weight_decay": 0.1,
     },
     "cram-mini": {
         **ADAMW, **QUARTER, "optimizer": "muon", "peak_lr": 2e-3, "schedule": "linear", "warmup": 0.02,
